@@ -1,0 +1,431 @@
+"""The only door to the bucket: artefacts, their manifests, and the folders of runs.
+
+An artefact is a folder ``KIND/ID/`` of files and a ``manifest.json``. The manifest is written last and is the
+commit: without it there is no artefact, whatever lies in the folder. It lists every file with size and SHA-256,
+and whoever reads a file through this module has it verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import posixpath
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from tqdm import tqdm
+
+from jobs import __version__
+from jobs.leases import Lease, lease_name
+from jobs.specs import ID_LENGTH, KINDS, DataError, NotFoundError, describe
+from jobs.storage import MIB, Bucket, ObjectInfo, S3Settings, UploadStream
+
+__all__ = [
+    "ArtifactStore",
+    "ArtifactWriter",
+    "Bucket",
+    "FileEntry",
+    "Lease",
+    "Manifest",
+    "ObjectInfo",
+    "S3Settings",
+    "hash_file",
+]
+
+MANIFEST = "manifest.json"
+MAX_FILES = 100_000
+HASH_CHUNK = 4 * MIB
+
+
+def _safe_path(path: str) -> str:
+    """A manifest may come from a bucket that others can write to: a file's path must stay in its folder."""
+    clean = posixpath.normpath(path)
+    bad = path != clean or path.startswith(("/", "..")) or "\\" in path or "\0" in path or path in (".", MANIFEST)
+    if bad or len(path) > 512:
+        raise ValueError(f"{path[:100]!r} is not a path inside an artefact")
+    return path
+
+
+class FileEntry(BaseModel):
+    """One file: path within its artefact, size in bytes, SHA-256 in hex.
+
+    ``artifact`` is set when the file lies in the folder of another artefact, as the shards of a posts
+    artefact's ancestors do.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Annotated[str, AfterValidator(_safe_path)]
+    size: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    artifact: str | None = Field(default=None, pattern=rf"^[a-z]{{1,20}}/[0-9a-f]{{{ID_LENGTH}}}$")
+
+
+class Manifest(BaseModel):
+    """What an artefact is: the commit record, ``manifest.json``. Times are UTC."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: int = Field(default=1, ge=1, le=1)
+    kind: str
+    id: str
+    stage: str
+    spec: dict[str, Any]
+    inputs: dict[str, str] = Field(default_factory=dict)
+    parent: str | None = None
+    files: tuple[FileEntry, ...] = Field(max_length=MAX_FILES)
+    counts: dict[str, int | float] = Field(default_factory=dict)
+    info: dict[str, Any] = Field(default_factory=dict)
+    run: str | None = None
+    code_version: str
+    started: datetime
+    created: datetime
+
+    @property
+    def ref(self) -> str:
+        """``kind/id``."""
+        return f"{self.kind}/{self.id}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of the artefact's own files."""
+        return sum(f.size for f in self.files if f.artifact is None)
+
+    def file(self, path: str) -> FileEntry:
+        """The entry of one file; NotFoundError when the manifest does not list it."""
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise NotFoundError(f"artefact {self.ref} has no file {path}")
+
+    def matching(self, *patterns: str) -> list[FileEntry]:
+        """Entries whose path matches one of the shell patterns, in the manifest's order."""
+        return [f for f in self.files if any(fnmatch(f.path, p) for p in patterns)]
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """SHA-256 (hex) and size (bytes) of a file."""
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb", buffering=0) as file:
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
+
+
+class ArtifactStore:
+    """Artefacts of one bucket and prefix. Safe to use from threads."""
+
+    def __init__(self, bucket: Bucket, *, workers: int = 4, show_progress: bool | None = None) -> None:
+        """``show_progress``: draw transfer bars; None means on a terminal only."""
+        self.bucket = bucket
+        self._workers = workers
+        self._hide = None if show_progress is None else not show_progress
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> ArtifactStore:
+        """A store by ``BUGURT_S3_*`` and the AWS environment; see S3Settings."""
+        return cls(Bucket(S3Settings.from_env(env)))
+
+    # -- reading
+
+    def find(self, ref: str) -> Manifest | None:
+        """The manifest at ``ref`` (an artefact, or any folder that was committed), or None.
+
+        Raises DataError when there is one that cannot be read.
+        """
+        try:
+            data = self.bucket.get_bytes(f"{ref}/{MANIFEST}")
+        except NotFoundError:
+            return None
+        where = self.bucket.url(f"{ref}/{MANIFEST}")
+        try:
+            manifest = Manifest.model_validate_json(data)
+        except ValidationError as error:
+            raise DataError(describe(error, f"{where} is damaged")) from error
+        if ref.partition("/")[0] in KINDS and manifest.ref != ref:
+            raise DataError(f"{where} is damaged: it says that it is {manifest.ref[:60]}")
+        return manifest
+
+    def manifest(self, ref: str) -> Manifest:
+        """As ``find``; raises NotFoundError when there is none."""
+        found = self.find(ref)
+        if found is None:
+            raise NotFoundError(f"there is no artefact {ref} in {self.bucket.url('')}")
+        return found
+
+    def list(self, *kinds: str) -> Iterator[Manifest]:
+        """Manifests of all committed artefacts, kind by kind. Damaged ones raise as in ``find``."""
+        for kind in kinds or KINDS:
+            refs = [f"{kind}/{name}" for name in self.bucket.folders(f"{kind}/")]
+            with ThreadPoolExecutor(8) as pool:
+                yield from (m for m in pool.map(self.find, refs) if m is not None)
+
+    def resolve(self, text: str, kind: str | None = None) -> str:
+        """The one ``kind/id`` that a user's text means: whole or abbreviated, with or without the kind."""
+        given, _, start = text.strip().rstrip("/").rpartition("/")
+        kinds: Iterable[str] = [given] if given else ([kind] if kind else KINDS)
+        if not start or any(k not in KINDS for k in kinds) or set(start) - set("0123456789abcdef"):
+            raise NotFoundError(f"{text!r} is not an artefact; write KIND/ID, with a kind of {', '.join(KINDS)}")
+        if len(start) == ID_LENGTH and given:
+            return self.manifest(f"{given}/{start}").ref
+        hits = [
+            f"{k}/{n}"
+            for k in kinds
+            for n in self.bucket.folders(f"{k}/")
+            if n.startswith(start) and self.bucket.head(f"{k}/{n}/{MANIFEST}")
+        ]
+        if len(hits) != 1:
+            problem = "is the beginning of several artefacts" if hits else "is no artefact"
+            raise NotFoundError(
+                f"{text!r} {problem} in {self.bucket.url('')}{': ' if hits else ''}{', '.join(hits[:5])}"
+            )
+        return hits[0]
+
+    def key_of(self, ref: str, entry: FileEntry) -> str:
+        """Where an entry's bytes lie."""
+        return f"{entry.artifact or ref}/{entry.path}"
+
+    def open(self, ref: str, entry: FileEntry) -> BinaryIO:
+        """A file as a stream in bounded memory; raises DataError at its end if the bytes are not the manifest's."""
+        raw = self.bucket.open(self.key_of(ref, entry), entry.size)
+        return cast(
+            BinaryIO, io.BufferedReader(_VerifyingReader(raw, entry, self.bucket.url(self.key_of(ref, entry))), MIB)
+        )
+
+    def read(self, ref: str, entry: FileEntry, *, max_size: int = 256 * MIB) -> bytes:
+        """A file's bytes, verified. Raises DataError when it is larger than ``max_size`` bytes."""
+        if entry.size > max_size:
+            raise DataError(f"{ref}/{entry.path} is too large to be read at once ({entry.size} bytes)")
+        data = self.bucket.get_bytes(self.key_of(ref, entry), max_size=max_size)
+        _verify(hashlib.sha256(data).hexdigest(), len(data), entry, self.bucket.url(self.key_of(ref, entry)))
+        return data
+
+    def download(self, ref: str, dest: Path, *patterns: str, manifest: Manifest | None = None) -> Manifest:
+        """Download an artefact's files (all, or those that match a pattern) below ``dest``, verified.
+
+        A file appears under its name only when it is whole; one that is there already and right is kept.
+        """
+        manifest = manifest or self.manifest(ref)
+        entries = manifest.matching(*patterns) if patterns else list(manifest.files)
+        with self._bar(f"down {ref[:12]}", sum(e.size for e in entries)) as advance:
+
+            def fetch(entry: FileEntry) -> None:
+                target = dest / entry.path
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.is_file() and hash_file(target) == (entry.sha256, entry.size):
+                    advance(entry.size)
+                    return
+                part = target.with_name(f".{target.name}.{os.getpid()}.part")
+                try:
+                    self.bucket.download_file(self.key_of(ref, entry), part, advance)
+                    _verify(*hash_file(part), entry, self.bucket.url(self.key_of(ref, entry)))
+                    part.replace(target)
+                finally:
+                    part.unlink(missing_ok=True)
+
+            self._all(fetch, entries)
+        return manifest
+
+    # -- writing
+
+    def writer(self, ref: str) -> ArtifactWriter:
+        """Begin to write a folder (an artefact ``kind/id``, a checkpoint …); ``commit`` makes it exist."""
+        return ArtifactWriter(self, ref)
+
+    def remove(self, ref: str) -> int:
+        """Delete an artefact: the manifest first, so that no reader meets half of it. Returns objects deleted."""
+        removed = self.bucket.delete([f"{ref}/{MANIFEST}"])
+        return removed + self.bucket.delete(
+            o.path for o in list(self.bucket.list(f"{ref}/")) if o.path != f"{ref}/{MANIFEST}"
+        )
+
+    def lease(self, name: str, *, holder: str, waiting: Callable[[str], None] | None = None) -> Lease:
+        """A lease on ``name``, to be held with ``with``."""
+        return Lease(self.bucket, lease_name(name), holder=holder, waiting=waiting)
+
+    # -- shared by both directions
+
+    def _all(self, work: Callable[[Any], object], items: Iterable[Any]) -> None:
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="transfer") as pool:
+            futures = [pool.submit(work, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            except BaseException:
+                for future in futures:
+                    future.cancel()
+                raise
+
+    @contextlib.contextmanager
+    def _bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, delay=2, leave=False, disable=self._hide)
+        lock = threading.Lock()
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        with bar:
+            yield advance
+
+
+def _verify(sha256: str, size: int, entry: FileEntry, where: str) -> None:
+    if (sha256, size) != (entry.sha256, entry.size):
+        raise DataError(f"{where} is damaged: its {size} bytes are not the {entry.size} that the manifest names")
+
+
+def _order(entry: FileEntry) -> tuple[bool, str]:
+    """Ancestors' files first, in the order in which they were adopted (oldest first), then the own ones by path."""
+    return (entry.artifact is None, "" if entry.artifact else entry.path)
+
+
+class _VerifyingReader(io.RawIOBase):
+    def __init__(self, raw: BinaryIO, entry: FileEntry, where: str) -> None:
+        self._raw, self._entry, self._where = raw, entry, where
+        self._digest = hashlib.sha256()
+        self._size = 0
+        self._done = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._raw.read(len(buffer))
+        buffer[: len(data)] = data
+        self._digest.update(data)
+        self._size += len(data)
+        if not self._done and (not data or self._size >= self._entry.size):
+            self._done = True
+            _verify(self._digest.hexdigest(), self._size, self._entry, self._where)
+        return len(data)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class ArtifactWriter:
+    """Collects a folder's files in the bucket; nothing exists for readers until ``commit``."""
+
+    def __init__(self, store: ArtifactStore, ref: str) -> None:
+        self.store = store
+        self.ref = ref
+        self.started = datetime.now(UTC)
+        self._entries: dict[str, FileEntry] = {}
+        self._lock = threading.Lock()
+
+    def _add(self, entry: FileEntry) -> FileEntry:
+        with self._lock:
+            self._entries[entry.path] = entry
+        return entry
+
+    def put_bytes(self, path: str, data: bytes) -> FileEntry:
+        """Write a small file."""
+        entry = FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        self.store.bucket.put_bytes(f"{self.ref}/{path}", data)
+        return self._add(entry)
+
+    def put_file(self, local: Path, path: str | None = None) -> FileEntry:
+        """Upload a file; it is hashed while it goes out."""
+        with self.store._bar(f"up {self.ref[:12]}", local.stat().st_size) as advance:
+            return self._put_file(local, path or local.name, advance)
+
+    def _put_file(self, local: Path, path: str, advance: Callable[[int], None]) -> FileEntry:
+        with ThreadPoolExecutor(1) as pool:
+            hashed = pool.submit(hash_file, local)
+            self.store.bucket.upload_file(local, f"{self.ref}/{path}", advance)
+            sha256, size = hashed.result()
+        return self._add(FileEntry(path=path, size=size, sha256=sha256))
+
+    def put_folder(self, folder: Path, prefix: str = "") -> None:
+        """Upload all files below a folder, several at a time."""
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        with self.store._bar(f"up {self.ref[:12]}", sum(p.stat().st_size for p in files)) as advance:
+            self.store._all(lambda p: self._put_file(p, prefix + p.relative_to(folder).as_posix(), advance), files)
+
+    def open(self, path: str) -> HashingStream:
+        """Write a file as a stream of any length, in bounded memory; leaving the ``with`` by an error drops it."""
+        return HashingStream(self, path, self.store.bucket.create(f"{self.ref}/{path}"))
+
+    def adopt(self, entry: FileEntry) -> FileEntry:
+        """List a file that is in the bucket already: an ancestor's shard, or a part that another process put."""
+        return self._add(entry)
+
+    def commit(
+        self,
+        *,
+        stage: str,
+        spec: Mapping[str, Any],
+        inputs: Mapping[str, str] | None = None,
+        parent: str | None = None,
+        counts: Mapping[str, int | float] | None = None,
+        info: Mapping[str, Any] | None = None,
+        run: str | None = None,
+    ) -> Manifest:
+        """Write the manifest: from now on the artefact exists."""
+        kind, _, name = self.ref.partition("/")
+        manifest = Manifest(
+            kind=kind,
+            id=name,
+            stage=stage,
+            spec=dict(spec),
+            inputs=dict(inputs or {}),
+            parent=parent,
+            files=tuple(sorted(self._entries.values(), key=_order)),
+            counts=dict(counts or {}),
+            info=dict(info or {}),
+            run=run,
+            code_version=__version__,
+            started=self.started,
+            created=datetime.now(UTC),
+        )
+        self.store.bucket.put_bytes(
+            f"{self.ref}/{MANIFEST}", manifest.model_dump_json(indent=1).encode(), content_type="application/json"
+        )
+        return manifest
+
+
+class HashingStream:
+    """The writing end of ``ArtifactWriter.open``; the file counts once the ``with`` block ends well."""
+
+    def __init__(self, writer: ArtifactWriter, path: str, stream: UploadStream) -> None:
+        self._writer, self._path, self._stream = writer, path, stream
+        self._digest = hashlib.sha256()
+        self._size = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        self._digest.update(data)
+        self._size += len(data)
+        return self._stream.write(data)
+
+    # pyarrow and other writers ask for these of a file object
+    closed = False
+
+    def flush(self) -> None:
+        """Parts go out by themselves."""
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def __enter__(self) -> HashingStream:
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is not None:
+            self._stream.abort()
+            return
+        self._stream.close()
+        self._writer._add(FileEntry(path=self._path, size=self._size, sha256=self._digest.hexdigest()))

@@ -1,0 +1,516 @@
+"""An S3 bucket over boto3: settings, objects, transfers, streams, and errors as one sentence each.
+
+``jobs.artifacts`` is the door that the rest of the project uses; this module knows nothing of artefacts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import mimetypes
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import boto3
+import botocore.exceptions as bx
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+
+from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+MIB = 1024 * 1024
+PART_SIZE = 16 * MIB  # of a multipart transfer; 10,000 parts, S3's limit, then hold 156 GiB
+READ_SIZE = 8 * MIB  # of one ranged request of a stream
+SMALL_OBJECT = 64 * MIB  # bound on what is read into memory whole: manifests, progress, logs
+
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+_BAD_CREDENTIALS = {
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "AuthorizationHeaderMalformed",
+    "ExpiredToken",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "401",
+}
+_FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
+
+
+@dataclass(frozen=True)
+class S3Settings:
+    """Where the bucket is. Unset values are boto3's own: the AWS environment, profile or instance role."""
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    profile: str | None = None
+    path_style: bool | None = None
+    ca_bundle: str | None = None
+    access_key_id: str | None = field(default=None, repr=False)
+    secret_access_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> S3Settings:
+        """Read ``BUGURT_S3_*``. Raises ConfigError when no bucket is named or a value makes no sense."""
+
+        def get(name: str) -> str | None:
+            return env.get(f"BUGURT_S3_{name}") or None
+
+        bucket = get("BUCKET")
+        if not bucket:
+            raise ConfigError("no bucket is set: name one in BUGURT_S3_BUCKET or in bugurt.toml ([s3] bucket)")
+        style = (get("PATH_STYLE") or "").lower()
+        if style not in ("", "0", "1", "true", "false", "yes", "no"):
+            raise ConfigError(f"BUGURT_S3_PATH_STYLE must be true or false, not {style!r}")
+        return cls(
+            bucket=bucket,
+            prefix=get("PREFIX") or "",
+            endpoint=get("ENDPOINT"),
+            region=get("REGION"),
+            profile=get("PROFILE"),
+            path_style=style in ("1", "true", "yes") if style else None,
+            ca_bundle=get("CA_BUNDLE"),
+            access_key_id=get("ACCESS_KEY_ID"),
+            secret_access_key=get("SECRET_ACCESS_KEY"),
+            session_token=get("SESSION_TOKEN"),
+        )
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One object of a listing; ``path`` is relative to the prefix, ``size`` in bytes."""
+
+    path: str
+    size: int
+    modified: datetime
+
+
+def translate(error: BaseException, doing: str, settings: S3Settings) -> BugurtError:
+    """Turn what boto3 and s3transfer raise into one sentence with the right exit code."""
+    cause: BaseException | None = error
+    if isinstance(error, Boto3Error):  # upload_file and download_file wrap the real one
+        cause = error.__cause__ or error.__context__ or error
+    if isinstance(cause, bx.ClientError):
+        return _client_error(cause, doing, settings)
+    where = settings.endpoint or "AWS S3"
+    if isinstance(cause, bx.NoCredentialsError | bx.PartialCredentialsError | bx.CredentialRetrievalError):
+        return ConfigError(
+            f"{doing}: no S3 credentials were found; set BUGURT_S3_ACCESS_KEY_ID and "
+            "BUGURT_S3_SECRET_ACCESS_KEY, or the AWS environment or profile"
+        )
+    if isinstance(cause, bx.ProfileNotFound | bx.NoRegionError | bx.ParamValidationError | bx.SSLError):
+        return ConfigError(f"{doing}: {_one_line(cause)}")
+    if isinstance(cause, ValueError):  # botocore's word for an endpoint or a bucket name that is not one
+        return ConfigError(f"{doing}: {_one_line(cause)}; look at BUGURT_S3_ENDPOINT and BUGURT_S3_BUCKET")
+    if isinstance(cause, bx.EndpointConnectionError | bx.ConnectTimeoutError | bx.ProxyConnectionError):
+        return TemporaryError(f"{doing}: cannot reach the S3 server at {where}; is it up, and the address right?")
+    return TemporaryError(f"{doing}: the transfer to {where} failed: {_one_line(cause)}")
+
+
+def _one_line(error: BaseException | None) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _client_error(error: bx.ClientError, doing: str, settings: S3Settings) -> BugurtError:
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    where = settings.endpoint or "AWS S3"
+    if code == "NoSuchBucket":
+        return ConfigError(
+            f"{doing}: bucket {settings.bucket!r} does not exist at {where}; create it or set BUGURT_S3_BUCKET"
+        )
+    if code in _MISSING or status == 404:
+        return NotFoundError(f"{doing}: not in bucket {settings.bucket!r}")
+    if code in _BAD_CREDENTIALS or status == 401:
+        return ConfigError(f"{doing}: {where} refuses the S3 credentials ({code}); check the access key and secret")
+    if code == "RequestTimeTooSkewed":
+        return ConfigError(f"{doing}: this machine's clock is too far from that of {where}; set it right")
+    if code in _FORBIDDEN or status == 403:
+        return ConfigError(
+            f"{doing}: {where} denies access to bucket {settings.bucket!r} ({code}); check the key and its policy"
+        )
+    if code in ("InvalidBucketName", "PermanentRedirect", "IllegalLocationConstraintException"):
+        return ConfigError(f"{doing}: {_one_line(error)}; check bucket, region and endpoint")
+    if code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage") or status == 507:
+        return TemporaryError(f"{doing}: the storage behind {where} is full; free some space and try again")
+    return TemporaryError(f"{doing}: {where} answered {code or status}: {_one_line(error)}")
+
+
+class Bucket:
+    """Objects under one prefix of one bucket. Paths are relative to the prefix. Safe to use from threads."""
+
+    def __init__(self, settings: S3Settings, *, max_concurrency: int = 8) -> None:
+        self.settings = settings
+        self.prefix = settings.prefix.strip("/")
+        self._concurrency = max_concurrency
+        with self._errors("connecting"):
+            self.client = self._connect()
+        self._transfer = TransferConfig(
+            multipart_threshold=PART_SIZE, multipart_chunksize=PART_SIZE, max_concurrency=max_concurrency
+        )
+
+    def _connect(self) -> S3Client:
+        s = self.settings
+        addressing: Any = {None: "auto", True: "path", False: "virtual"}[s.path_style]
+        if s.path_style is None and s.endpoint:
+            addressing = "path"  # few servers but AWS answer to bucket names as host names
+        config = Config(
+            signature_version="s3v4",
+            s3={"addressing_style": addressing},
+            retries={"mode": "standard", "total_max_attempts": 8},
+            connect_timeout=10,
+            read_timeout=60,
+            max_pool_connections=max(16, 2 * self._concurrency),
+            # Other servers answer ranged reads with the whole object's checksum; manifests verify instead.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        )
+        session = boto3.session.Session(profile_name=s.profile)
+        region = s.region or session.region_name or ("us-east-1" if s.endpoint else None)
+        return session.client(
+            "s3",
+            endpoint_url=s.endpoint,
+            region_name=region,
+            aws_access_key_id=s.access_key_id,
+            aws_secret_access_key=s.secret_access_key,
+            aws_session_token=s.session_token,
+            verify=s.ca_bundle,
+            config=config,
+        )
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except BugurtError:
+            raise
+        except (bx.BotoCoreError, bx.ClientError, Boto3Error, ValueError) as error:
+            raise translate(error, doing, self.settings) from error
+
+    def key(self, path: str) -> str:
+        """The object's key in the bucket."""
+        return f"{self.prefix}/{path}" if self.prefix else path
+
+    def url(self, path: str) -> str:
+        """The object's ``s3://`` address."""
+        return f"s3://{self.settings.bucket}/{self.key(path)}"
+
+    # -- small objects
+
+    def check(self) -> None:
+        """Raise ConfigError when the bucket is missing or closed to us, TemporaryError when out of reach."""
+        with self._errors(f"opening bucket {self.settings.bucket!r}"):
+            try:
+                self.client.head_bucket(Bucket=self.settings.bucket)
+            except bx.ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
+                    raise
+                error.response["Error"]["Code"] = "NoSuchBucket"  # HEAD has no body to name it
+                raise
+
+    def get_bytes(self, path: str, *, max_size: int = SMALL_OBJECT) -> bytes:
+        """A small object whole. Raises NotFoundError, or DataError when it is larger than ``max_size``."""
+        with self._errors(f"reading {path}"):
+            for attempt in range(4):
+                try:
+                    answer = self.client.get_object(Bucket=self.settings.bucket, Key=self.key(path))
+                    if answer["ContentLength"] > max_size:
+                        answer["Body"].close()
+                        raise DataError(f"{self.url(path)} has more than {max_size} bytes; it is not ours")
+                    return answer["Body"].read()
+                except (bx.IncompleteReadError, bx.ResponseStreamingError, bx.ReadTimeoutError, OSError):
+                    if attempt == 3:  # botocore retries the request, but not the reading of the body
+                        raise
+        raise AssertionError("unreachable")
+
+    def put_bytes(self, path: str, data: bytes, *, content_type: str | None = None) -> None:
+        """Write a small object."""
+        with self._errors(f"writing {path}"):
+            self.client.put_object(
+                Bucket=self.settings.bucket,
+                Key=self.key(path),
+                Body=data,
+                ContentType=content_type or content_type_of(path),
+            )
+
+    def head(self, path: str) -> ObjectInfo | None:
+        """Size and time of an object, or None."""
+        with self._errors(f"looking for {path}"):
+            try:
+                answer = self.client.head_object(Bucket=self.settings.bucket, Key=self.key(path))
+            except bx.ClientError as error:
+                if isinstance(_client_error(error, "", self.settings), NotFoundError):
+                    return None
+                raise
+            return ObjectInfo(path, answer["ContentLength"], answer["LastModified"])
+
+    def list(self, under: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose path begins with ``under``, in the order of their keys."""
+        cut = len(self.key("")) if self.prefix else 0
+        with self._errors(f"listing {under or 'the bucket'}"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.settings.bucket, Prefix=self.key(under)
+            )
+            for page in pages:
+                for entry in page.get("Contents", []):
+                    yield ObjectInfo(entry["Key"][cut:], entry["Size"], entry["LastModified"])
+
+    def folders(self, under: str) -> Iterator[str]:
+        """Names of the folders directly below ``under`` (which ends in ``/`` or is empty)."""
+        key = self.key(under)
+        with self._errors(f"listing {under}"):
+            pages = self.client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.settings.bucket, Prefix=key, Delimiter="/"
+            )
+            for page in pages:
+                for entry in page.get("CommonPrefixes", []):
+                    yield entry["Prefix"][len(key) :].rstrip("/")
+
+    def delete(self, paths: Iterable[str]) -> int:
+        """Delete objects; those already gone are no error. Returns how many were asked for."""
+        count = 0
+        batch: list[str] = []
+
+        def flush() -> None:
+            if not batch:
+                return
+            answer = self.client.delete_objects(
+                Bucket=self.settings.bucket,
+                Delete={"Objects": [{"Key": self.key(p)} for p in batch], "Quiet": True},
+            )
+            failed = [e for e in answer.get("Errors", []) if e.get("Code") not in _MISSING]
+            if failed:
+                raise TemporaryError(f"deleting {failed[0].get('Key')}: {failed[0].get('Message')}")
+            batch.clear()
+
+        with self._errors("deleting"):
+            for path in paths:
+                batch.append(path)
+                count += 1
+                if len(batch) == 1000:
+                    flush()
+            flush()
+        return count
+
+    def server_time(self) -> datetime:
+        """The server's own clock, so that leases do not depend on ours."""
+        with self._errors("asking the time"):
+            answer = self.client.list_objects_v2(Bucket=self.settings.bucket, Prefix=self.key("leases/none"), MaxKeys=1)
+            stamp = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(stamp) if stamp else datetime.now(UTC)
+
+    def open_uploads(self, under: str = "") -> Iterator[tuple[str, str, datetime]]:
+        """Multipart uploads that nobody finished: (path, upload id, when it began)."""
+        cut = len(self.key("")) if self.prefix else 0
+        with self._errors("listing unfinished uploads"):
+            pages = self.client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self.settings.bucket, Prefix=self.key(under)
+            )
+            for page in pages:
+                for entry in page.get("Uploads", []):
+                    yield entry["Key"][cut:], entry["UploadId"], entry["Initiated"]
+
+    def abort_upload(self, path: str, upload_id: str) -> None:
+        """Throw away an unfinished multipart upload."""
+        with self._errors(f"aborting the upload of {path}"):
+            self.client.abort_multipart_upload(Bucket=self.settings.bucket, Key=self.key(path), UploadId=upload_id)
+
+    # -- files and streams
+
+    def upload_file(self, local: Path, path: str, progress: Callable[[int], None] | None = None) -> None:
+        """Upload a file, in parallel parts when it is large. ``progress`` gets bytes as they go out."""
+        with self._errors(f"uploading {path}"):
+            self.client.upload_file(
+                str(local),
+                self.settings.bucket,
+                self.key(path),
+                ExtraArgs={"ContentType": content_type_of(path)},
+                Callback=progress,
+                Config=self._transfer,
+            )
+
+    def download_file(self, path: str, local: Path, progress: Callable[[int], None] | None = None) -> None:
+        """Download to a file, in parallel parts when it is large."""
+        with self._errors(f"downloading {path}"):
+            self.client.download_file(
+                self.settings.bucket, self.key(path), str(local), Callback=progress, Config=self._transfer
+            )
+
+    def open(self, path: str, size: int) -> BinaryIO:
+        """Read an object of ``size`` bytes as a stream; broken connections are mended on the way."""
+        return cast(BinaryIO, io.BufferedReader(_RangedReader(self, path, size), READ_SIZE))
+
+    def create(self, path: str) -> UploadStream:
+        """Write an object of any size as a stream; it exists once ``close`` has returned."""
+        return UploadStream(self, path)
+
+
+def content_type_of(path: str) -> str:
+    """The MIME type by a file's name, so that a browser shows what lies in the bucket."""
+    if path.endswith((".jsonl", ".log", ".md", ".toml")):
+        return "text/plain; charset=utf-8"
+    guess = mimetypes.guess_type(path)[0] or "application/octet-stream"
+    return f"{guess}; charset=utf-8" if guess.startswith("text/") or guess.endswith("json") else guess
+
+
+class _RangedReader(io.RawIOBase):
+    """Reads an object by ranged requests, each of which can be tried again."""
+
+    def __init__(self, bucket: Bucket, path: str, size: int) -> None:
+        self._bucket, self._path, self._size, self._at = bucket, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._size - self._at)
+        if wanted <= 0:
+            return 0
+        data = self._fetch(self._at, wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _fetch(self, start: int, length: int) -> bytes:
+        bucket = self._bucket
+        with bucket._errors(f"reading {self._path}"):
+            for attempt in range(5):
+                try:
+                    answer = bucket.client.get_object(
+                        Bucket=bucket.settings.bucket,
+                        Key=bucket.key(self._path),
+                        Range=f"bytes={start}-{start + length - 1}",
+                    )
+                    data = answer["Body"].read()
+                    if len(data) == length:
+                        return data
+                    problem: Exception = DataError(
+                        f"{bucket.url(self._path)} gave {len(data)} bytes where {length} were asked for"
+                    )
+                except (bx.IncompleteReadError, bx.ResponseStreamingError, bx.ReadTimeoutError, OSError) as error:
+                    problem = error
+                if attempt == 4:
+                    raise problem
+        raise AssertionError("unreachable")
+
+
+class UploadStream(io.RawIOBase):
+    """A file object whose bytes go to S3 while they are written; memory is bounded by a few parts."""
+
+    def __init__(self, bucket: Bucket, path: str) -> None:
+        self._bucket, self._path = bucket, path
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
+        self._pending = bytearray()
+        self._error: BaseException | None = None
+        self._cancelled = False
+        self._thread = threading.Thread(target=self._upload, name=f"upload {path}", daemon=True)
+        self._thread.start()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._pending += data
+        if len(self._pending) >= MIB:
+            self._send(bytes(self._pending))
+            self._pending.clear()
+        return len(data)
+
+    def _send(self, chunk: bytes | None) -> None:
+        while self._thread.is_alive():
+            try:
+                self._chunks.put(chunk, timeout=0.5)
+                return
+            except queue.Full:
+                continue
+        self._raise()
+
+    def _upload(self) -> None:
+        try:
+            self._bucket.client.upload_fileobj(
+                cast(BinaryIO, _QueueReader(self._chunks, lambda: self._cancelled)),
+                self._bucket.settings.bucket,
+                self._bucket.key(self._path),
+                ExtraArgs={"ContentType": content_type_of(self._path)},
+                Config=self._bucket._transfer,
+            )
+        except BaseException as error:  # handed to the writer, which raises it
+            self._error = error
+
+    def _raise(self) -> None:
+        if self._error is not None and not self._cancelled:
+            with self._bucket._errors(f"uploading {self._path}"):
+                raise self._error
+
+    def close(self) -> None:
+        """Finish the upload and wait for it."""
+        if self.closed:
+            return
+        try:
+            if self._pending:
+                self._send(bytes(self._pending))
+                self._pending.clear()
+            self._send(None)
+            self._thread.join()
+            self._raise()
+        finally:
+            super().close()
+
+    def abort(self) -> None:
+        """Throw away what was written: the object does not come to exist."""
+        if self.closed:
+            return
+        self._cancelled = True
+        self._pending.clear()
+        self._send(None)
+        self._thread.join()
+        super().close()
+
+    def __del__(self) -> None:
+        self.abort()  # IOBase would close, and so commit, what nobody finished
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()
+
+
+class _QueueReader:
+    """The reading end of an UploadStream, as s3transfer wants it."""
+
+    def __init__(self, chunks: queue.Queue[bytes | None], cancelled: Callable[[], bool]) -> None:
+        self._chunks, self._cancelled = chunks, cancelled
+        self._rest = b""
+        self._ended = False
+
+    def read(self, size: int = -1) -> bytes:
+        parts = [self._rest]
+        have = len(self._rest)
+        while not self._ended and (size < 0 or have < size):
+            chunk = self._chunks.get()
+            if self._cancelled():
+                raise OSError("the writer gave up")  # makes s3transfer abort the multipart upload
+            if chunk is None:
+                self._ended = True
+            else:
+                parts.append(chunk)
+                have += len(chunk)
+        data = b"".join(parts)
+        if size < 0:
+            size = len(data)
+        self._rest = data[size:]
+        return data[:size]
