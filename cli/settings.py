@@ -1,0 +1,147 @@
+"""The user's settings: defaults < ``bugurt.toml`` < environment ``BUGURT_*`` < options.
+
+``bugurt.toml`` is looked for in the current folder and the ones above it. It holds no secrets: those live in the
+environment, in a Kubernetes Secret, or in a file of mode 0600 that bugurt writes itself.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from jobs.specs import ConfigError, describe
+
+FILE = "bugurt.toml"
+Resource = str  # a Kubernetes quantity: "500m", "8Gi"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class S3Section(_Section):
+    """``[s3]``: the bucket, as this machine reaches it. Empty: the embedded server of one machine."""
+
+    bucket: str | None = Field(None, description="name of the bucket")
+    prefix: str = Field("", description="everything lies below it, so that several people can share a bucket")
+    endpoint: str | None = Field(None, description="URL of an S3 server that is not AWS")
+    endpoint_in_cluster: str | None = Field(None, description="the same server's URL as pods reach it")
+    region: str | None = None
+    profile: str | None = Field(None, description="a profile of ~/.aws/config")
+    path_style: bool | None = None
+    ca_bundle: str | None = Field(None, description="file with the certificate authorities to trust")
+    # Only from the environment (BUGURT_S3_…): a settings file is no place for them.
+    access_key_id: str | None = Field(None, repr=False, exclude=True)
+    secret_access_key: str | None = Field(None, repr=False, exclude=True)
+    session_token: str | None = Field(None, repr=False, exclude=True)
+
+
+class StageResources(_Section):
+    """``[cluster.STAGE]``: what a stage's pods ask for; unset values are those of the Job template."""
+
+    cpu: Resource | None = None
+    memory: Resource | None = None
+    gpu: int | None = Field(None, ge=0, le=64)
+    image: str | None = Field(None, description="instead of REGISTRY/STAGE:TAG; a digest is welcome")
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    priority_class: str | None = None
+    parallelism: int | None = Field(None, ge=1, description="shards at the same time")
+
+
+class ClusterSection(_Section):
+    """``[cluster]``: where the stages run."""
+
+    kind: Literal["local", "kubernetes"] = "local"
+    context: str | None = Field(None, description="of the kubeconfig; unset: the current one")
+    namespace: str | None = Field(None, description="unset: that of the context, else 'bugurt'")
+    queue: str | None = Field(None, description="a Kueue LocalQueue")
+    registry: str = Field("bugurt", description="registry and folder of the images: REGISTRY/STAGE:TAG")
+    tag: str | None = Field(None, description="of the images; unset: this version")
+    image_pull_secret: str | None = None
+    s3_secret: str = Field("bugurt-s3", description="Secret with BUGURT_S3_ACCESS_KEY_ID and …_SECRET_ACCESS_KEY")
+    telegram_secret: str = Field("bugurt-telegram", description="Secret that `bugurt login` writes")
+    templates: str | None = Field(None, description="folder with Job templates of your own")
+    tolerations: list[dict[str, Any]] = Field(default_factory=list)
+    scrape: StageResources = StageResources()
+    preprocess: StageResources = StageResources()
+    train: StageResources = StageResources()
+    generate: StageResources = StageResources()
+    driver: StageResources = StageResources()
+
+
+class Settings(BaseSettings):
+    """All settings. ``[scrape]``, ``[preprocess]``, ``[train]``, ``[generate]`` hold defaults of the specs."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BUGURT_", env_nested_delimiter="_", env_nested_max_split=1, extra="ignore", frozen=True
+    )
+
+    owner: str | None = Field(None, description="whose runs these are; unset: the user's name on this machine")
+    s3: S3Section = S3Section()
+    cluster: ClusterSection = ClusterSection()
+    scrape: dict[str, Any] = Field(default_factory=dict)
+    preprocess: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    generate: dict[str, Any] = Field(default_factory=dict)
+    root: Path = Field(default_factory=Path.cwd, description="folder that holds bugurt.toml and .bugurt/")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # what load() passes in comes from the file
+
+    @cached_property
+    def state(self) -> Path:
+        """The folder for everything that one machine keeps: ``.bugurt``."""
+        return self.root / ".bugurt"
+
+
+def find_file(start: Path | None = None) -> Path | None:
+    """``bugurt.toml`` here or in a folder above."""
+    folder = (start or Path.cwd()).resolve()
+    for place in (folder, *folder.parents):
+        if (place / FILE).is_file():
+            return place / FILE
+    return None
+
+
+_SECRETS = {"access_key_id", "secret_access_key", "session_token"}
+
+
+def load(file: Path | None = None) -> Settings:
+    """Read the settings. Raises ConfigError that names the file and the field."""
+    file = file or find_file()
+    data: dict[str, Any] = {}
+    if file is not None:
+        try:
+            data = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {file}: {error}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{file} is not valid TOML: {error}") from error
+        unknown = sorted(set(data) - (set(Settings.model_fields) - {"root"}))
+        if unknown:
+            raise ConfigError(f"{file}: {unknown[0]}: unknown section or field")
+        section = data.get("s3")
+        leaked = sorted(_SECRETS & set(section)) if isinstance(section, dict) else []
+        if leaked:
+            raise ConfigError(
+                f"{file}: s3.{leaked[0]}: secrets do not belong in a settings file; "
+                f"set BUGURT_S3_{leaked[0].upper()} or use an AWS profile"
+            )
+        data["root"] = file.parent
+    try:
+        return Settings(**data)
+    except ValidationError as error:
+        raise ConfigError(describe(error, str(file or "the BUGURT_* environment"))) from error
