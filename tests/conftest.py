@@ -96,8 +96,17 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3_env(s3_server: S3Server) -> dict[str, str]:
     """The variables of a fresh bucket."""
+    import boto3
+
     bucket = f"test-{uuid.uuid4().hex[:12]}"
-    (s3_server.folder / bucket).mkdir()
+    # Through the server and not by mkdir: rclone caches which folders there are.
+    boto3.client(
+        "s3",
+        endpoint_url=s3_server.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=s3_server.key,
+        aws_secret_access_key=s3_server.secret,
+    ).create_bucket(Bucket=bucket)
     return s3_server.env(bucket)
 
 
