@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import struct
 import time
 from dataclasses import dataclass
 
 import rsa
+import rsa.prime
 from telethon import helpers
 from telethon.crypto import AES, AuthKey
 from telethon.crypto import rsa as telethon_rsa
@@ -44,14 +46,17 @@ class ServerKey:
     """An RSA key that proves to a client, before there is an auth key, that this is its server."""
 
     def __init__(self) -> None:
-        self._public, self._private = rsa.newkeys(2048, accurate=False)
-        self.public_pem: str = self._public.save_pkcs1().decode("ascii")
-        body = b"".join(TLObject.serialize_bytes(int_bytes(x)) for x in (self._public.n, self._public.e))
+        # Eight small primes are found in a moment, two large ones in seconds; nobody attacks a test.
+        primes = [rsa.prime.getprime(256) for _ in range(8)]
+        self._n, exponent = math.prod(primes), 65537
+        self._d = pow(exponent, -1, math.prod(p - 1 for p in primes))
+        self.public_pem: str = rsa.PublicKey(self._n, exponent).save_pkcs1().decode("ascii")
+        body = b"".join(TLObject.serialize_bytes(int_bytes(x)) for x in (self._n, exponent))
         (self.fingerprint,) = struct.unpack("<q", hashlib.sha1(body).digest()[-8:])
 
     def decrypt(self, block: bytes) -> bytes:
         """What a client encrypted: a SHA-1, the data, and padding, 255 bytes in all."""
-        number = pow(int.from_bytes(block, "big"), self._private.d, self._private.n)
+        number = pow(int.from_bytes(block, "big"), self._d, self._n)
         return number.to_bytes(255, "big")
 
     def trust(self) -> None:
@@ -61,7 +66,7 @@ class ServerKey:
 
 @functools.cache
 def shared_key() -> ServerKey:
-    """One key a process, made when first needed: it takes a second, and most tests need none."""
+    """One key a process, made when first needed: most tests need none."""
     return ServerKey()
 
 

@@ -113,6 +113,7 @@ class TelegramServer:
     # Life
 
     async def start(self) -> TelegramServer:
+        """Listen. A server that was stopped comes back at the same ports, with its keys and its log."""
         for dc in self.dcs.values():
             dc.listener = await asyncio.start_server(lambda r, w, dc=dc: self._accept(dc, r, w), self.host, dc.port)
             dc.port = dc.listener.sockets[0].getsockname()[1]
@@ -121,6 +122,7 @@ class TelegramServer:
         return self
 
     async def stop(self) -> None:
+        """Go dark: connections are closed, new ones refused by the operating system."""
         for dc in self.dcs.values():
             if dc.listener is not None:
                 dc.listener.close()
@@ -200,7 +202,10 @@ class TelegramServer:
         self._counts.clear()
 
     def reached(self, method: str, count: int = 1) -> concurrent.futures.Future[None]:
-        """Done when the log has so many calls of a method: `.result(timeout)`, or `asyncio.wrap_future`."""
+        """Done when so many calls of a method (or connections: `CONNECT`) have come since the log was cleared.
+
+        Wait for it by `.result(timeout)` in a thread, or `asyncio.wrap_future` in the server's event loop.
+        """
         future: concurrent.futures.Future[None] = concurrent.futures.Future()
         if self._counts[method] >= count:
             future.set_result(None)
@@ -210,10 +215,13 @@ class TelegramServer:
 
     def log(self, call: Call) -> None:
         self.calls.append(call)
-        self._counts[call.method] += 1
+        self._tick(call.method)
+
+    def _tick(self, counted: str) -> None:
+        self._counts[counted] += 1
         for entry in list(self._waiting):
             method, count, future = entry
-            if method == call.method and self._counts[method] >= count:
+            if method == counted and self._counts[method] >= count:
                 self._waiting.remove(entry)
                 if not future.done():
                     future.set_result(None)
@@ -222,6 +230,7 @@ class TelegramServer:
 
     async def _accept(self, dc: DataCentre, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._tick(CONNECT)
         if any(fault.kind == "cut" for fault in self.faults.meeting(CONNECT)):
             writer.close()
             return
