@@ -49,8 +49,11 @@ class StageResources(_Section):
     gpu: int | None = Field(None, ge=0, le=64)
     image: str | None = Field(None, description="instead of REGISTRY/STAGE:TAG; a digest is welcome")
     node_selector: dict[str, str] = Field(default_factory=dict)
-    priority_class: str | None = None
+    priority_class: str | None = Field(
+        None, description="a PriorityClass; with a queue, a WorkloadPriorityClass of Kueue"
+    )
     parallelism: int | None = Field(None, ge=1, description="shards at the same time")
+    nodes: int | None = Field(None, ge=1, le=64, description="train: pods that train together")
 
 
 class ClusterSection(_Section):
@@ -63,9 +66,13 @@ class ClusterSection(_Section):
     registry: str = Field("bugurt", description="registry and folder of the images: REGISTRY/STAGE:TAG")
     tag: str | None = Field(None, description="of the images; unset: this version")
     image_pull_secret: str | None = None
-    s3_secret: str = Field("bugurt-s3", description="Secret with BUGURT_S3_ACCESS_KEY_ID and …_SECRET_ACCESS_KEY")
+    s3_secret: str = Field(
+        "bugurt-s3",
+        description="Secret with BUGURT_S3_ACCESS_KEY_ID and …_SECRET_ACCESS_KEY; empty: the nodes' own role",
+    )
     telegram_secret: str = Field("bugurt-telegram", description="Secret that `bugurt login` writes")
     templates: str | None = Field(None, description="folder with Job templates of your own")
+    hub: bool = Field(False, description="pods may load models from the Hugging Face hub; else from the bucket only")
     tolerations: list[dict[str, Any]] = Field(default_factory=list)
     scrape: StageResources = StageResources()
     preprocess: StageResources = StageResources()
