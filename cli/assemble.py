@@ -1,0 +1,124 @@
+"""From options and settings to a RunSpec: defaults < ``bugurt.toml`` < environment < options."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cli.settings import Settings
+from jobs.artifacts import ArtifactStore
+from jobs.specs import (
+    ID_LENGTH,
+    MAKES,
+    SPECS,
+    STAGE_VERSIONS,
+    RunSpec,
+    SpecError,
+    StageName,
+    digest_id,
+    parse_spec,
+)
+
+_MODEL_REF = re.compile(rf"^model/[0-9a-f]{{4,{ID_LENGTH}}}$")
+
+
+def parse_settings(assignments: Sequence[str], stages: Sequence[StageName]) -> dict[str, dict[str, Any]]:
+    """``["train.epochs=3"]`` as ``{"train": {"epochs": 3}}``; with one stage its name may be left out.
+
+    A value is JSON if it parses as such, else text; ``none`` unsets. Raises SpecError.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        path = [p for p in key.strip().split(".") if p]
+        if not equals or not path:
+            raise SpecError(f"--set {text!r}: write STAGE.FIELD=VALUE, as in --set train.epochs=3")
+        if path[0] in SPECS and len(path) > 1:
+            stage, *path = path
+        elif len(stages) == 1:
+            stage = stages[0]
+        else:
+            raise SpecError(f"--set {text!r}: begin with a stage, as in --set train.{'.'.join(path)}={value}")
+        if stage not in stages:
+            raise SpecError(f"--set {text!r}: this run has no stage {stage!r}, but {', '.join(stages)}")
+        target = found.setdefault(stage, {})
+        for part in path[:-1]:
+            inner = target.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise SpecError(f"--set {text!r}: {part!r} was given a value before")
+            target = inner
+        target[path[-1]] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    if text.strip().lower() in ("none", "null"):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def mirrored_ref(model: str, revision: str) -> str:
+    """The reference under which ``bugurt mirror`` keeps a hub model."""
+    kind = MAKES["mirror"]
+    identity = {"model": model, "revision": revision}
+    return f"{kind}/{digest_id(kind, 'mirror', STAGE_VERSIONS['mirror'], identity, {})}"
+
+
+def resolve_model(store: ArtifactStore, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """``model`` and ``base_model`` for a spec: an artefact that was named, or the mirror of a hub model."""
+    model = str(fields.get("model", ""))
+    if _MODEL_REF.match(model):
+        ref = store.resolve(model)
+        return {"model": ref, "base_model": ref}
+    if not model or model.startswith("scratch:") or fields.get("base_model"):
+        return {}
+    ref = mirrored_ref(model, str(fields.get("revision", "main")))
+    return {"base_model": ref} if store.find(ref) is not None else {}
+
+
+def build_run(
+    store: ArtifactStore,
+    settings: Settings,
+    stages: Sequence[StageName],
+    options: Mapping[str, Mapping[str, Any]],
+    assignments: Sequence[str],
+) -> RunSpec:
+    """The run's spec, validated. ``options``: values of the command's own options, by stage."""
+    given = parse_settings(assignments, stages)
+    specs: dict[str, Any] = {}
+    for stage in stages:
+        fields: dict[str, Any] = {**getattr(settings, stage), **_set(options.get(stage, {})), **given.get(stage, {})}
+        if stage in ("preprocess", "train"):
+            fields.update(resolve_model(store, fields))
+        specs[stage] = fields
+    if "preprocess" in specs and "train" in specs:
+        _agree(specs["preprocess"], specs["train"])
+    for stage in stages:
+        specs[stage] = parse_spec(SPECS[stage], specs[stage], stage)
+    return parse_spec(RunSpec, specs, "the run")
+
+
+def _set(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in fields.items() if v is not None}
+
+
+def _agree(preprocess: dict[str, Any], train: dict[str, Any]) -> None:
+    """A dataset is tokenised for one model: both stages must mean the same."""
+    names = ("model", "revision", "base_model")
+    for name in names:
+        if preprocess.get(name) is None and train.get(name) is not None:
+            preprocess[name] = train[name]
+        elif train.get(name) is None and preprocess.get(name) is not None:
+            train[name] = preprocess[name]
+    different = [n for n in names if preprocess.get(n) != train.get(n)]
+    if different:
+        name = different[0]
+        raise SpecError(
+            f"train.{name} ({train.get(name)}) and preprocess.{name} ({preprocess.get(name)}) must be the same: "
+            "the dataset is tokenised for the model"
+        )

@@ -1,0 +1,64 @@
+"""``bugurt demo``: the whole way on the sample channel, as a story."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.options import OPTIONS
+
+SAMPLE = Path(__file__).resolve().parents[2] / "examples" / "channel"
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command."""
+    root.command("demo")(demo)
+
+
+def demo(
+    model: Annotated[str, typer.Option("--model", help="scratch:tiny, scratch:small, or a hub name.")] = "scratch:tiny",
+    count: Annotated[int, typer.Option("--count", min=1, help="Posts to write.")] = 100,
+    source: Annotated[str | None, typer.Option("--source", help="Another channel than the sample.")] = None,
+    show: Annotated[int, typer.Option("--show", min=0, help="Posts to print.")] = 10,
+    force: Annotated[bool, typer.Option("--force", help="Do it again although it was done before.")] = False,
+) -> None:
+    """Run the whole pipeline on the sample export and print new posts."""
+    from cli.assemble import build_run
+    from cli.commands.submit import finish, preset_for, scrape_options, send
+    from cli.output import next_commands, say
+    from cli.sources import parse_source
+    from jobs.specs import ConfigError
+
+    if source is None and not SAMPLE.is_dir():
+        raise ConfigError("the sample channel is not installed; give --source EXPORT, or run from a checkout")
+    where = source or str(SAMPLE)
+    settings, store, cluster = options.places()
+    given = {
+        "scrape": scrape_options(store, where, None, None, None, None, required=True),
+        "preprocess": {"model": model},
+        "train": {"model": model, "preset": preset_for(model)},
+        "generate": {"count": count},
+    }
+    spec = build_run(store, settings, ("scrape", "preprocess", "train", "generate"), given, [])
+    submitted = send(settings, store, cluster, spec, label="demo", source=source or "the sample channel", force=force)
+    assert submitted is not None
+    finish(store, cluster, submitted, wait=True)
+
+    from cli.best import best_posts
+    from cli.runs import load_status
+
+    batch = load_status(store, submitted.record.run).stages["generate"].artifact
+    assert batch is not None
+    manifest = store.manifest(batch)
+    if not OPTIONS.quiet:
+        say(f"\n{manifest.counts.get('posts', 0)} new posts of {parse_source(where).label}; {show} of the best:\n")
+    for text in best_posts(store, manifest, show):
+        say(text + "\n")
+    say(f"They lie in {store.bucket.url(batch)}/")
+    folder = settings.state / "bucket" / store.bucket.settings.bucket / store.bucket.key(batch)
+    if folder.is_dir():
+        say(f"on this machine in {folder}")
+    next_commands(f"bugurt batches open {batch}", f"bugurt batches pull {batch} --format txt")

@@ -1,0 +1,31 @@
+"""``bugurt gc``: reclaim what was never committed."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import options
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command."""
+    root.command("gc")(gc)
+
+
+def gc(
+    older_than: Annotated[
+        float, typer.Option("--older-than", metavar="HOURS", min=0, help="Leave newer things.")
+    ] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove half-written artefacts, abandoned uploads, dead leases, and checkpoints of models that are done."""
+    from cli.garbage import collect
+    from cli.output import say, size
+    from cli.places import open_store
+
+    found = collect(open_store(options.settings()), older_than * 3600, dry_run=dry_run)
+    for line in found.lines:
+        say(f"{'would remove' if dry_run else 'removed'}  {line}")
+    say(f"{len(found.lines)} things, {size(found.size)}{' (dry run)' if dry_run else ''}")

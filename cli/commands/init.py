@@ -1,0 +1,60 @@
+"""``bugurt init``: write a ``bugurt.toml`` to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+TEMPLATE = """\
+# Settings of bugurt: defaults < this file < environment BUGURT_* < options.
+# Secrets do not belong here: set BUGURT_S3_SECRET_ACCESS_KEY or use an AWS profile; `bugurt login` keeps Telegram's.
+
+[cluster]
+kind = "{kind}"          # "local": processes on this machine; "kubernetes": Jobs
+# namespace = "bugurt"
+# queue = "bugurt"      # a Kueue LocalQueue
+
+[s3]
+# Nothing here and kind = "local": an embedded S3 server over .bugurt/bucket.
+{bucket}# endpoint = "https://s3.example.com"
+# prefix = "my-channel"
+# region = "us-east-1"
+
+[preprocess]
+profile = "bugurt"      # or "plain", or --profile FILE.toml
+
+[train]
+# epochs = 3
+# learning_rate = 5e-4
+
+[generate]
+count = 200
+"""
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command."""
+    root.command("init")(init)
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(),
+    kubernetes: Annotated[bool, typer.Option("--kubernetes", help="For a cluster instead of this machine.")] = False,
+    bucket: Annotated[str | None, typer.Option("--bucket", help="Name of the bucket.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write a bugurt.toml."""
+    from cli.output import next_commands, say
+    from jobs.specs import ConfigError
+
+    path = folder / "bugurt.toml"
+    if path.exists() and not force:
+        raise ConfigError(f"{path} is there already; edit it, or give --force")
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {folder}")
+    line = f'bucket = "{bucket}"\n' if bucket else '# bucket = "bugurt"\n'
+    path.write_text(TEMPLATE.format(kind="kubernetes" if kubernetes else "local", bucket=line), encoding="utf-8")
+    say(f"wrote {path}")
+    next_commands("bugurt doctor", "bugurt submit pipeline --source EXPORT --wait")

@@ -1,0 +1,34 @@
+"""``bugurt rerun``: submit a run again, as it was."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cli import options
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command."""
+    root.command("rerun")(rerun)
+
+
+def rerun(
+    run: Annotated[str, typer.Argument(help="The run's name.")],
+    force: Annotated[bool, typer.Option("--force", help="Do all of it again.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow it to its end / return at once.")] = False,
+) -> None:
+    """Go on with a run that failed or was cancelled: artefacts that are there are found, the rest is done."""
+    from cli.commands.submit import finish, send
+    from cli.runs import load_record
+    from cli.submission import plan, submit
+
+    settings, store, cluster = options.places()
+    record = load_record(store, run)
+    if force:
+        submitted = send(settings, store, cluster, record.spec, label=run[:24], source=record.source, force=True)
+        assert submitted is not None
+    else:
+        submitted = submit(store, cluster, record, record, plan(store, record.spec))
+    finish(store, cluster, submitted, wait=wait)

@@ -1,0 +1,383 @@
+"""``bugurt submit``: send stages off, one alone or the whole pipeline."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+from cli.options import OPTIONS
+
+if TYPE_CHECKING:
+    from cli.clusters.base import Cluster
+    from cli.settings import Settings
+    from cli.submission import Submitted
+    from jobs.artifacts import ArtifactStore
+    from jobs.specs import RunSpec, StageName
+
+app = typer.Typer(
+    help="Send a stage or a whole pipeline off. Asking for the same thing twice finds it instead of doing it twice.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Any field of a spec.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")]
+Wait = Annotated[bool, typer.Option("--wait/--detach", help="Follow the run to its end / return at once.")]
+Force = Annotated[bool, typer.Option("--force", help="Do it again although it was done before.")]
+Name = Annotated[str | None, typer.Option("--name", help="The run's name instead of a made-up one.")]
+Source = Annotated[
+    str | None,
+    typer.Option("--source", help="A Desktop export (file, folder, zip), .jsonl, .txt, or a channel (@name, link)."),
+]
+Profile = Annotated[str | None, typer.Option("--profile", help="bugurt, plain, or a profile's .toml file.")]
+Model = Annotated[str | None, typer.Option("--model", help="scratch:tiny, scratch:small, a hub name, or model/ID.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="Training settings: default, reference or tiny.")]
+Count = Annotated[int | None, typer.Option("--count", help="Posts that pass the gates.")]
+Prompt = Annotated[list[str] | None, typer.Option("--prompt", help="A beginning; may be given several times.")]
+PromptFile = Annotated[str | None, typer.Option("--prompt-file", help="A text file with one beginning a line.")]
+Openings = Annotated[bool | None, typer.Option("--openings", help="Begin as training posts begin.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
+Shards = Annotated[int | None, typer.Option("--shards", help="Parts of the batch made at the same time.")]
+Since = Annotated[datetime | None, typer.Option("--since", formats=["%Y-%m-%d"], help="First day to read (UTC).")]
+Until = Annotated[datetime | None, typer.Option("--until", formats=["%Y-%m-%d"], help="First day not to read.")]
+Limit = Annotated[int | None, typer.Option("--limit", help="At most so many posts.")]
+Resync = Annotated[int | None, typer.Option("--resync", metavar="DAYS", help="Look for edits and deletions, too.")]
+
+
+def register(root: typer.Typer) -> None:
+    """Add the commands."""
+    root.add_typer(app, name="submit")
+
+
+@app.command()
+def pipeline(
+    source: Source = None,
+    profile: Profile = None,
+    model: Model = None,
+    preset: Preset = None,
+    count: Count = None,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    openings: Openings = None,
+    seed: Seed = None,
+    shards: Shards = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = None,
+    resync: Resync = None,
+    assign: Set = None,
+    name: Name = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    force: Force = False,
+) -> None:
+    """All four stages: bugurt submit pipeline --source examples/channel --model scratch:tiny --count 200 --wait"""
+    settings, store, cluster = options.places()
+    given = {
+        "scrape": scrape_options(store, source, since, until, limit, resync, required=True),
+        "preprocess": {**profile_options(store, profile), "model": model, "seed": seed},
+        "train": {"model": model, "preset": preset or preset_for(model), "seed": seed},
+        "generate": {**generate_options(store, count, prompt, prompt_file, openings, shards), "seed": seed},
+    }
+    _send(settings, store, cluster, ("scrape", "preprocess", "train", "generate"), given, assign, source, name,
+          dry_run=dry_run, wait=wait, force=force)  # fmt: skip
+
+
+@app.command()
+def scrape(
+    source: Source = None,
+    since: Since = None,
+    until: Until = None,
+    limit: Limit = None,
+    resync: Resync = None,
+    assign: Set = None,
+    name: Name = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    force: Force = False,
+) -> None:
+    """Read a channel: bugurt submit scrape --source @channel --wait"""
+    settings, store, cluster = options.places()
+    given = {"scrape": scrape_options(store, source, since, until, limit, resync, required=not assign)}
+    _send(settings, store, cluster, ("scrape",), given, assign, source, name, dry_run=dry_run, wait=wait, force=force)
+
+
+@app.command()
+def preprocess(
+    posts: Annotated[str | None, typer.Option("--posts", help="The posts artefact.")] = None,
+    profile: Profile = None,
+    model: Model = None,
+    seed: Seed = None,
+    assign: Set = None,
+    name: Name = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    force: Force = False,
+) -> None:
+    """Make a dataset of posts: bugurt submit preprocess --posts posts/ID --profile bugurt --wait"""
+    settings, store, cluster = options.places()
+    ref = store.resolve(posts, "posts") if posts else None
+    given = {"preprocess": {"posts": ref, **profile_options(store, profile), "model": model, "seed": seed}}
+    _send(settings, store, cluster, ("preprocess",), given, assign, ref, name,
+          dry_run=dry_run, wait=wait, force=force)  # fmt: skip
+
+
+@app.command()
+def train(
+    dataset: Annotated[str | None, typer.Option("--dataset", help="The dataset artefact.")] = None,
+    model: Model = None,
+    preset: Preset = None,
+    seed: Seed = None,
+    assign: Set = None,
+    name: Name = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    force: Force = False,
+) -> None:
+    """Train on a dataset: bugurt submit train --dataset dataset/ID --model scratch:tiny --wait"""
+    settings, store, cluster = options.places()
+    ref = store.resolve(dataset, "dataset") if dataset else None
+    given = {"train": {"dataset": ref, "model": model, "preset": preset or preset_for(model), "seed": seed}}
+    _send(settings, store, cluster, ("train",), given, assign, ref, name, dry_run=dry_run, wait=wait, force=force)
+
+
+@app.command()
+def generate(
+    model: Annotated[str | None, typer.Option("--model", help="The model artefact.")] = None,
+    count: Count = None,
+    prompt: Prompt = None,
+    prompt_file: PromptFile = None,
+    openings: Openings = None,
+    seed: Seed = None,
+    shards: Shards = None,
+    assign: Set = None,
+    name: Name = None,
+    dry_run: DryRun = False,
+    wait: Wait = False,
+    force: Force = False,
+) -> None:
+    """Write posts with a model: bugurt submit generate --model model/ID --count 1000 --wait"""
+    settings, store, cluster = options.places()
+    ref = store.resolve(model, "model") if model else None
+    fields = generate_options(store, count, prompt, prompt_file, openings, shards)
+    given = {"generate": {"model": ref, **fields, "seed": seed}}
+    _send(settings, store, cluster, ("generate",), given, assign, ref, name, dry_run=dry_run, wait=wait, force=force)
+
+
+# -- options to spec fields
+
+
+def scrape_options(
+    store: ArtifactStore, source: str | None, since: datetime | None, until: datetime | None, limit: int | None,
+    resync: int | None, *, required: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """Fields of the scrape spec; a file is uploaded on the way."""
+    from cli.sources import parse_source, upload
+    from jobs.specs import SpecError
+
+    fields: dict[str, Any] = {
+        "since": since.date() if since else None,
+        "until": until.date() if until else None,
+        "limit": limit,
+        "resync_days": resync,
+    }
+    if source is None:
+        if required:
+            raise SpecError("--source is needed: an export (file, folder, zip), .jsonl, .txt, or a channel")
+        return fields
+    found = parse_source(source)
+    if found.channel:
+        return {**fields, "channel": found.channel}
+    assert found.file is not None
+    return {**fields, "source": upload(store, found.file)}
+
+
+def profile_options(store: ArtifactStore, profile: str | None) -> dict[str, Any]:
+    """A built-in profile's name, or the artefact of a file."""
+    from pathlib import Path
+
+    from cli.sources import upload
+    from jobs.specs import SpecError
+
+    if profile is None or not (profile.endswith(".toml") or "/" in profile):
+        return {"profile": profile}
+    path = Path(profile).expanduser()
+    if not path.is_file():
+        raise SpecError(f"there is no profile file {profile}")
+    return {"profile": "custom", "profile_file": upload(store, path)}
+
+
+def generate_options(
+    store: ArtifactStore, count: int | None, prompts: list[str] | None, prompt_file: str | None,
+    openings: bool | None, shards: int | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Fields of the generate spec; a prompt file is uploaded on the way."""
+    from pathlib import Path
+
+    from cli.sources import upload
+    from jobs.specs import SpecError
+
+    fields: dict[str, Any] = {"count": count, "openings": openings, "shards": shards, "prompts": prompts or None}
+    if prompt_file is not None:
+        path = Path(prompt_file).expanduser()
+        if not path.is_file():
+            raise SpecError(f"there is no prompt file {prompt_file}")
+        fields["prompts_file"] = upload(store, path)
+    return fields
+
+
+def preset_for(model: str | None) -> str | None:
+    """The training preset that goes with a model when none is named."""
+    return "tiny" if model == "scratch:tiny" else None
+
+
+# -- sending
+
+
+def _send(
+    settings: Settings, store: ArtifactStore, cluster: Cluster, stages: tuple[StageName, ...],
+    given: dict[str, dict[str, Any]], assign: list[str] | None, source: str | None, name: str | None, *,
+    dry_run: bool, wait: bool, force: bool,
+) -> None:  # fmt: skip
+    from cli.assemble import build_run
+    from jobs.specs import RUN_NAME, SpecError
+
+    if name is not None:
+        import re
+
+        if not re.fullmatch(RUN_NAME, name):
+            raise SpecError(f"--name {name!r}: use at most 31 lower-case letters, digits and hyphens")
+    spec = build_run(store, settings, stages, given, assign or [])
+    first = spec.spec(stages[0])
+    missing = first.missing_inputs()
+    if missing:
+        raise SpecError(f"{stages[0]}: --{missing[0]} is needed")
+    for ref in first.inputs().values():
+        store.manifest(ref)
+    submitted = send(settings, store, cluster, spec, label=label_of(source, stages), source=source or "", name=name,
+                     force=force, dry_run=dry_run)  # fmt: skip
+    if submitted is not None:
+        finish(store, cluster, submitted, wait=wait)
+
+
+def label_of(source: str | None, stages: tuple[StageName, ...]) -> str:
+    """The readable part of a run's name."""
+    from cli.sources import parse_source
+
+    if source is None:
+        return stages[0]
+    if "/" in source and source.split("/", 1)[0] in ("posts", "dataset", "model"):
+        return stages[0]
+    return parse_source(source).label
+
+
+def send(
+    settings: Settings, store: ArtifactStore, cluster: Cluster, spec: RunSpec, *, label: str, source: str,
+    name: str | None = None, force: bool = False, dry_run: bool = False,
+) -> Submitted | None:  # fmt: skip
+    """Submit a run and say what was found; None after a dry run."""
+    from cli.output import say
+    from cli.submission import driver_request, plan, record_for, submit
+
+    spec, running = _live(store, spec)
+    record, before = (running, running) if running and not force else record_for(
+        store, settings, spec, label=label, source=source, force=force, name=name
+    )  # fmt: skip
+    plans = plan(store, record.spec)
+    if dry_run:
+        _print_dry_run(cluster, record, plans, driver_request(record))
+        return None
+    if not OPTIONS.quiet:
+        say(f"run {record.run}")
+        for item in plans:
+            word = "found" if item.found and not force else "to do"
+            say(f"  {item.stage:<11} {word:<6} {item.ref or '-':<28} {'forced' if force else item.why}")
+    return submit(store, cluster, record, before, plans)
+
+
+def _live(store: ArtifactStore, spec: RunSpec) -> tuple[RunSpec, Any]:
+    """Pin a live channel to this moment and to the posts that are there; or the run that is at it already."""
+    from datetime import UTC
+
+    from cli.submission import latest_posts, unfinished_run
+
+    if spec.scrape is None or spec.scrape.channel is None or spec.scrape.as_of is not None:
+        return spec, None
+    running = unfinished_run(store, spec)
+    if running is not None:
+        return running.spec, running
+    pinned = spec.scrape.model_copy(
+        update={
+            "as_of": datetime.now(UTC).replace(microsecond=0),
+            "parent": spec.scrape.parent or latest_posts(store, spec.scrape.channel),
+        }
+    )
+    return spec.model_copy(update={"scrape": pinned}), None
+
+
+def _print_dry_run(cluster: Cluster, record: Any, plans: list[Any], driver: Any) -> None:
+    """What would be sent: the driver's Job, or what one machine would start, and the stages' Jobs behind it."""
+    from cli.clusters.base import JobRequest, job_name
+    from cli.output import print_json
+
+    documents = list(cluster.render(driver))
+    for item in plans:
+        request = JobRequest(
+            name=job_name(record.run, item.stage, item.ref, record.attempt),
+            run=record.run,
+            component=item.stage,
+            spec=item.spec.model_dump(mode="json"),
+            attempt=record.attempt,
+            shards=getattr(item.spec, "shards", 1),
+            force=record.force,
+            artifact=item.ref,
+        )
+        documents += cluster.render(request)
+    if cluster.kind == "kubernetes":
+        import yaml
+
+        typer.echo(yaml.safe_dump_all(documents, allow_unicode=True, sort_keys=False), nl=False)
+    else:
+        print_json({"run": record.model_dump(mode="json"), "jobs": documents})
+
+
+def finish(store: ArtifactStore, cluster: Cluster, submitted: Submitted, *, wait: bool) -> None:
+    """Say how it was submitted, follow it if asked to, and exit with the run's code."""
+    from cli.follow import follow
+    from cli.output import next_commands, say
+
+    run = submitted.record.run
+    if submitted.how == "found":
+        batch = next((p.ref for p in submitted.plans if p.stage == "generate"), None)
+        if not OPTIONS.quiet:
+            say("everything was found; nothing to do (--force does it again)")
+            next_commands(f"bugurt batches show {batch}" if batch else f"bugurt status {run}")
+        return
+    if not OPTIONS.quiet:
+        words = {"new": "submitted", "adopted": "is running already: adopted", "again": "goes on where it stopped"}
+        say(f"run {run} {words[submitted.how]}")
+    if not wait:
+        if not OPTIONS.quiet:
+            hints = [f"bugurt status {run} -w", f"bugurt logs {run} -f", f"bugurt cancel {run}"]
+            if cluster.kind == "kubernetes":
+                hints.append(f"kubectl get jobs,pods -l app.kubernetes.io/instance={run}")
+            next_commands(*hints)
+        return
+    try:
+        found = follow(store, cluster, run, quiet=OPTIONS.quiet)
+    except KeyboardInterrupt:
+        say(f"\nthe run goes on; `bugurt status {run} -w` shows it again, `bugurt cancel {run}` stops it", err=True)
+        raise typer.Exit(130) from None
+    if found.state != "succeeded":
+        say(f"error: {found.message or 'the run did not succeed'}", err=True)
+        if not OPTIONS.quiet:
+            next_commands(f"bugurt logs {run}", f"bugurt rerun {run}")
+        raise typer.Exit(found.exit_code or 70)
+    if not OPTIONS.quiet:
+        batch = next((r.artifact for r in found.rows if r.stage == "generate"), None)
+        made = found.rows[-1].artifact
+        next_commands(*([f"bugurt batches show {batch}", f"bugurt batches open {batch}"] if batch
+                        else [f"bugurt artifacts show {made}"]))  # fmt: skip

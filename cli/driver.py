@@ -1,0 +1,246 @@
+"""The pipeline loop: looks at what is there, does the next thing, looks again.
+
+All state is Jobs and bucket, so the driver can be killed after any call and started again. For each stage: if the
+artefact is there, go on; else create its Job by its deterministic name (or adopt it) and wait for its end. It runs
+as ``python -m cli.driver --run RUN``: on one machine as a process, in a cluster as a Job of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from types import FrameType
+from typing import NoReturn
+
+from cli.clusters.base import Cluster, JobRequest, JobState, JobStatus, job_name
+from cli.runs import (
+    RunRecord,
+    RunStatus,
+    StageStatus,
+    load_progress,
+    load_record,
+    load_status,
+    save_status,
+    with_input,
+)
+from jobs.artifacts import ArtifactStore, Manifest
+from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, ExitCode, Interrupted, StageName
+
+log = logging.getLogger("cli.driver")
+MAX_REVIVALS = 5  # times that a Job which lost its supervisor, or was deleted, is created again
+
+
+class StageFailed(BugurtError):  # noqa: N818  # it reads as what happened
+    """A stage's Job failed for good; carries its exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Driver:
+    """Drives one run to its end."""
+
+    def __init__(self, store: ArtifactStore, cluster: Cluster, record: RunRecord, *, owner: str | None = None) -> None:
+        """``owner``: the name of the Job that this driver is, which its Jobs belong to."""
+        self.store = store
+        self.cluster = cluster
+        self.record = record
+        self.owner = owner
+        before = load_status(store, record.run)
+        self.status = RunStatus(run=record.run, state="running", attempt=record.attempt)
+        for stage in record.spec.stages():
+            kept = before.stages.get(stage)
+            same = kept is not None and before.attempt == record.attempt
+            self.status.stages[stage] = kept if same and kept else StageStatus()
+
+    def run(self) -> None:
+        """All stages. Raises StageFailed, or what the bucket and the cluster raise."""
+        ref: str | None = None
+        for stage in self.record.spec.stages():
+            spec = with_input(self.record.spec.spec(stage), stage, ref)
+            ref = self.stage(stage, spec)
+        self.status.state, self.status.message, self.status.exit_code = "succeeded", "", 0
+        self.save()
+
+    def stage(self, stage: StageName, spec: AnyStageSpec) -> str:
+        """See to it that a stage's artefact is there; returns its reference."""
+        status = self.status.stages[stage]
+        wanted = spec.ref()
+        for _ in range(MAX_REVIVALS + 1):
+            manifest = self.find(stage, wanted)
+            if manifest is not None:
+                return self.settle(stage, status, manifest)
+            job = self.create(stage, spec, wanted)
+            self.note(stage, status, job)
+            for job in self.cluster.watch(job.name):  # noqa: B020  # the newest word counts
+                self.note(stage, status, job)
+            if job.state is JobState.FAILED:
+                self.fail(stage, status, job)
+            # Succeeded: the artefact is there now. Gone or without a supervisor: ask again.
+        manifest = self.find(stage, wanted)
+        if manifest is not None:
+            return self.settle(stage, status, manifest)
+        message = f"the Job of {stage} ended without its artefact {wanted}"
+        status.state, status.message = "failed", message
+        raise StageFailed(message, int(ExitCode.INTERNAL))
+
+    def find(self, stage: StageName, wanted: str) -> Manifest | None:
+        """The artefact if it is there: under its own id, or under the one that the stage answered with."""
+        manifest = self.store.find(wanted)
+        if manifest is None and stage == "scrape":
+            # A scrape that finds nothing new commits nothing: its answer is the artefact it would have added to.
+            progress = load_progress(self.store, self.record.run, stage)
+            answer = progress.get("artifact")
+            if progress.get("state") == "succeeded" and isinstance(answer, str) and answer != wanted:
+                return self.store.find(answer)
+        if manifest is not None and self.record.force and manifest.run != self.record.run:
+            return None
+        return manifest
+
+    def create(self, stage: StageName, spec: AnyStageSpec, wanted: str) -> JobStatus:
+        """Ask for the Job, or adopt it."""
+        request = JobRequest(
+            name=job_name(self.record.run, stage, wanted, self.record.attempt),
+            run=self.record.run,
+            component=stage,
+            spec=spec.model_dump(mode="json"),
+            attempt=self.record.attempt,
+            shards=getattr(spec, "shards", 1),
+            force=self.record.force,
+            artifact=wanted,
+            owner=self.owner,
+        )
+        return self.cluster.create(request)
+
+    def note(self, stage: StageName, status: StageStatus, job: JobStatus) -> None:
+        """Write down how a stage stands, when that has changed."""
+        waiting = job.state in (JobState.PENDING, JobState.SUSPENDED)
+        message = job.reason if waiting or job.reason else ""
+        new = ("waiting" if waiting else "running", job.name, message)
+        if (status.state, status.job, status.message) != new and not job.state.finished:
+            status.state, status.job, status.message = "waiting" if waiting else "running", job.name, message
+            status.started = status.started or datetime.now(UTC)
+            log.info("%s: %s%s", stage, job.state.value, f" ({message})" if message else "")
+            self.save()
+
+    def settle(self, stage: StageName, status: StageStatus, manifest: Manifest) -> str:
+        """Record a stage whose artefact is there."""
+        ours = manifest.run == self.record.run and status.state != "found"
+        status.state = "succeeded" if ours else "found"
+        status.artifact, status.made_by, status.exit_code = manifest.ref, manifest.run, 0
+        status.counts, status.message = dict(manifest.counts), ""
+        status.started, status.finished = manifest.started, manifest.created
+        log.info("%s: %s %s", stage, "made" if ours else f"found, made by run {manifest.run}:", manifest.ref)
+        self.save()
+        if status.job:
+            counts = ", ".join(f"{k}={v}" for k, v in manifest.counts.items())
+            self.cluster.annotate(status.job, {"artifact": manifest.ref, "counts": counts})
+        return manifest.ref
+
+    def fail(self, stage: StageName, status: StageStatus, job: JobStatus) -> NoReturn:
+        """Record a failed stage with its own sentence, and raise StageFailed."""
+        progress = load_progress(self.store, self.record.run, stage)
+        for shard in range(job.shards if job.shards > 1 else 0):
+            if progress.get("state") in ("failed", "interrupted"):
+                break
+            progress = load_progress(self.store, self.record.run, stage, shard)
+        said = progress.get("message") if progress.get("state") in ("failed", "interrupted") else None
+        code = job.exit_code or progress.get("exit_code") or int(ExitCode.INTERNAL)
+        status.state, status.finished = "failed", datetime.now(UTC)
+        status.message, status.exit_code = str(said or job.reason or "the Job failed"), int(code)
+        raise StageFailed(f"{stage}: {status.message}", int(code))
+
+    def save(self) -> None:
+        """Write ``status.json``."""
+        save_status(self.store, self.status)
+
+
+def drive(store: ArtifactStore, cluster: Cluster, run: str, *, owner: str | None = None) -> int:
+    """Drive a run to its end and return the exit code: 0, or that of the stage that failed."""
+    record = load_record(store, run)
+    driver = Driver(store, cluster, record, owner=owner)
+    driver.save()
+    try:
+        driver.run()
+    except StageFailed as error:
+        driver.status.state, driver.status.message, driver.status.exit_code = "failed", str(error), error.code
+        driver.save()
+        log.error("%s", error)
+        return error.code
+    except BugurtError as error:
+        if error.exit_code in FATAL_CODES:  # a driver that is started again would meet the same
+            driver.status.state, driver.status.message = "failed", str(error)
+            driver.status.exit_code = int(error.exit_code)
+            driver.save()
+        raise
+    log.info("the run is done")
+    return 0
+
+
+class _BucketLog(logging.Handler):
+    """Keeps the driver's few lines in ``runs/RUN/driver/log.txt``."""
+
+    def __init__(self, store: ArtifactStore, run: str) -> None:
+        super().__init__()
+        self._store, self._path = store, f"runs/{run}/driver/log.txt"
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        self._lines.append(f"{stamp} {record.levelname:<7} {record.getMessage()}\n")
+        try:
+            self._store.bucket.put_bytes(self._path, "".join(self._lines).encode("utf-8", "replace"))
+        except BugurtError as error:
+            print(f"could not keep the log: {error}", file=sys.stderr)  # noqa: T201
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": stamp, "level": record.levelname.lower(), "message": record.getMessage()}
+        return json.dumps(line, ensure_ascii=False)
+
+
+def main() -> NoReturn:
+    """The driver as a process: ``python -m cli.driver --run RUN``."""
+    parser = argparse.ArgumentParser(prog="python -m cli.driver", description="Drive a run to its end.")
+    parser.add_argument("--run", default=os.environ.get("BUGURT_RUN"), help="the run (default: BUGURT_RUN)")
+    options = parser.parse_args()
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(_Json())
+    logging.getLogger("cli").addHandler(stream)
+    logging.getLogger("cli").setLevel(logging.INFO)
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(f"interrupted by {signal.Signals(number).name}; the Jobs go on")
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        from cli.places import open_cluster, open_store
+        from cli.settings import load
+
+        if not options.run:
+            parser.error("--run is needed")
+        settings = load()
+        store = open_store(settings)
+        logging.getLogger("cli").addHandler(_BucketLog(store, options.run))
+        record = load_record(store, options.run)
+        owner = job_name(record.run, "driver", None, record.attempt)
+        sys.exit(drive(store, open_cluster(settings), options.run, owner=owner))
+    except BugurtError as error:
+        log.error("%s", error)
+        sys.exit(int(error.exit_code))
+    except Exception as error:  # what it was goes to the log, and the driver is started again
+        log.error("internal error, please report it: %s: %s", type(error).__name__, " ".join(str(error).split()))
+        sys.exit(int(ExitCode.INTERNAL))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The command line, ``bugurt``. One file a command; everything heavy is imported when a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.commands import artifacts, batches, cancel, demo, down, gc, init, logs, rerun, runs, status, submit
+from cli.options import OPTIONS
+
+# Plain help: drawing frames with rich would double the time of `bugurt --help`.
+app = typer.Typer(
+    name="bugurt",
+    help="Give it a Telegram channel, get back new posts in its style.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        from cli import __version__
+
+        typer.echo(f"bugurt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    config: Annotated[Path | None, typer.Option("--config", help="Settings file instead of bugurt.toml.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only what was asked for.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+    OPTIONS.config, OPTIONS.debug, OPTIONS.verbose, OPTIONS.quiet = config, debug, verbose, quiet
+
+
+for module in (init, submit, runs, status, logs, cancel, rerun, artifacts, gc, batches, demo, down):
+    module.register(app)
+
+
+def main() -> None:
+    """Run the command line; every error is one sentence, unless ``--debug`` asks for more."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone, as `head` does
+        sys.exit(141)
+    except Exception as error:
+        from jobs.specs import BugurtError
+
+        if OPTIONS.debug:
+            raise
+        if isinstance(error, BugurtError):
+            typer.echo(f"error: {error}", err=True)
+            sys.exit(int(error.exit_code))
+        if isinstance(error, OSError):
+            place = f": {error.filename}" if error.filename else ""
+            typer.echo(f"error: {error.strerror or error}{place}", err=True)
+            sys.exit(75)
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        typer.echo(f"internal error, please report it (--debug shows it whole): {text}", err=True)
+        sys.exit(70)
+
+
+if __name__ == "__main__":
+    main()

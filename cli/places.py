@@ -1,0 +1,61 @@
+"""Where things are, by the settings: the bucket and the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from cli.clusters.base import Cluster
+from cli.settings import Settings
+
+if TYPE_CHECKING:
+    from jobs.artifacts import ArtifactStore
+
+
+def is_embedded(settings: Settings) -> bool:
+    """Whether the bucket is that of the embedded S3 server: one machine, and no other bucket is named."""
+    return settings.cluster.kind == "local" and settings.s3.bucket is None
+
+
+def s3_env(settings: Settings) -> dict[str, str]:
+    """The variables by which a stage of this machine finds the bucket; starts the embedded server if need be."""
+    if is_embedded(settings):
+        from cli.clusters import local_s3
+
+        env = local_s3.ensure(settings.state).env()
+        return {**env, "BUGURT_S3_PREFIX": settings.s3.prefix}
+    section = settings.s3
+    values = {
+        "BUCKET": section.bucket,
+        "PREFIX": section.prefix,
+        "ENDPOINT": section.endpoint,
+        "REGION": section.region,
+        "PROFILE": section.profile,
+        "PATH_STYLE": None if section.path_style is None else str(section.path_style).lower(),
+        "CA_BUNDLE": section.ca_bundle,
+        "ACCESS_KEY_ID": section.access_key_id,
+        "SECRET_ACCESS_KEY": section.secret_access_key,
+        "SESSION_TOKEN": section.session_token,
+    }
+    return {f"BUGURT_S3_{name}": value for name, value in values.items() if value}
+
+
+def open_store(settings: Settings) -> ArtifactStore:
+    """The bucket, checked to be there. Raises ConfigError or TemporaryError."""
+    from jobs.artifacts import ArtifactStore
+
+    store = ArtifactStore.from_env(s3_env(settings))
+    store.bucket.check()
+    return store
+
+
+def open_cluster(settings: Settings) -> Cluster:
+    """The cluster that the settings name."""
+    if settings.cluster.kind == "kubernetes":
+        from cli.clusters.kubernetes import KubernetesCluster
+
+        return KubernetesCluster.from_settings(settings)
+    from cli.clusters.local import LocalCluster
+
+    env: Callable[[], dict[str, str]] = lambda: s3_env(settings)  # noqa: E731
+    return LocalCluster.from_settings(settings, env)

@@ -1,0 +1,178 @@
+"""Runs as the bucket keeps them: ``runs/RUN/run.json`` (what was asked for) and ``status.json`` (how it stands).
+
+``run.json`` is written by ``submit`` and is all that a driver needs. ``status.json`` is the driver's account for
+people and listings; no decision is ever taken by it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from jobs.artifacts import ArtifactStore
+from jobs.specs import (
+    CHAIN,
+    AnyStageSpec,
+    DataError,
+    NotFoundError,
+    RunName,
+    RunSpec,
+    StageName,
+    canonical_json,
+    describe,
+)
+
+RunState = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
+StageState = Literal["waiting", "running", "found", "succeeded", "failed", "cancelled"]
+NAME_LENGTH = 31
+
+
+class RunRecord(BaseModel):
+    """What was asked for. ``attempt`` grows when a run that failed is submitted again; times are UTC."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    run: RunName
+    spec: RunSpec
+    source: str = Field(description="the source, in the user's words")
+    owner: str = ""
+    force: bool = False
+    attempt: int = Field(1, ge=1)
+    created: datetime
+    submitted: datetime
+    code_version: str
+
+
+class StageStatus(BaseModel):
+    """How one stage of a run stands."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    state: StageState = "waiting"
+    artifact: str | None = None
+    job: str | None = None
+    message: str = ""
+    exit_code: int | None = None
+    made_by: str | None = None
+    counts: dict[str, int | float] = Field(default_factory=dict)
+    started: datetime | None = None
+    finished: datetime | None = None
+
+
+class RunStatus(BaseModel):
+    """How a run stands, by the last word of its driver."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    run: str
+    state: RunState = "waiting"
+    attempt: int = 1
+    message: str = ""
+    exit_code: int | None = None
+    stages: dict[StageName, StageStatus] = Field(default_factory=dict)
+    updated: datetime | None = None
+
+
+def slug(text: str, length: int) -> str:
+    """A part of a Job's name out of any text: lower-case Latin letters, digits and hyphens."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:length].strip("-") or "run"
+
+
+def run_name(spec: RunSpec, label: str, *, serial: int = 1) -> str:
+    """A run's deterministic name: asking for the same thing twice gives the same name."""
+    identity = {n: [s.identity(), s.inputs()] for n in spec.stages() for s in [spec.spec(n)]}
+    digest = sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    tail = f"-{digest}" + (f"-{serial}" if serial > 1 else "")
+    return slug(label, NAME_LENGTH - len(tail)) + tail
+
+
+def with_input(spec: AnyStageSpec, stage: StageName, ref: str | None) -> AnyStageSpec:
+    """The spec with the artefact of the stage before it filled in, where it names none itself."""
+    field = CHAIN.get(stage)
+    if field is None or ref is None or getattr(spec, field) is not None:
+        return spec
+    return spec.model_copy(update={field: ref})
+
+
+def _read(store: ArtifactStore, path: str) -> bytes | None:
+    try:
+        return store.bucket.get_bytes(path)
+    except NotFoundError:
+        return None
+
+
+def load_record(store: ArtifactStore, run: str) -> RunRecord:
+    """A run's record. Raises NotFoundError, or DataError when it is damaged."""
+    path = f"runs/{run}/run.json"
+    data = _read(store, path)
+    if data is None:
+        raise NotFoundError(f"there is no run {run!r} in {store.bucket.url('')}; `bugurt runs` lists them")
+    try:
+        return RunRecord.model_validate_json(data)
+    except ValidationError as error:
+        raise DataError(describe(error, f"{store.bucket.url(path)} is damaged")) from error
+
+
+def find_record(store: ArtifactStore, run: str) -> RunRecord | None:
+    """As ``load_record``, or None when there is none."""
+    try:
+        return load_record(store, run)
+    except NotFoundError:
+        return None
+
+
+def save_record(store: ArtifactStore, record: RunRecord) -> None:
+    """Write ``run.json``."""
+    body = record.model_dump_json(indent=1).encode()
+    store.bucket.put_bytes(f"runs/{record.run}/run.json", body)
+
+
+def load_status(store: ArtifactStore, run: str) -> RunStatus:
+    """The driver's last word, or an empty account when there is none that can be read."""
+    data = _read(store, f"runs/{run}/status.json")
+    try:
+        return RunStatus.model_validate_json(data) if data else RunStatus(run=run)
+    except ValidationError:
+        return RunStatus(run=run, message="its status.json is damaged")
+
+
+def save_status(store: ArtifactStore, status: RunStatus) -> None:
+    """Write ``status.json``."""
+    stamped = status.model_copy(update={"updated": datetime.now(UTC)})
+    store.bucket.put_bytes(f"runs/{status.run}/status.json", stamped.model_dump_json(indent=1).encode())
+
+
+def load_progress(store: ArtifactStore, run: str, stage: str, shard: int | None = None) -> dict[str, Any]:
+    """A stage's ``progress.json`` (see ``jobs.reporting``), or an empty dict."""
+    folder = f"runs/{run}/{stage}" + (f"/shard-{shard:05d}" if shard is not None else "")
+    data = _read(store, f"{folder}/progress.json")
+    try:
+        found = json.loads(data) if data else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def all_runs(store: ArtifactStore) -> Iterator[tuple[RunRecord, RunStatus]]:
+    """All runs of the bucket with their status, newest first; folders without a record are left out."""
+    names = list(store.bucket.folders("runs/"))
+
+    def read(name: str) -> tuple[RunRecord, RunStatus] | None:
+        try:
+            record = load_record(store, name)
+        except DataError:  # a stage that was run by hand, or a record that somebody broke
+            return None
+        return record, load_status(store, name)
+
+    with ThreadPoolExecutor(16) as pool:
+        found = [r for r in pool.map(read, names) if r is not None]
+    yield from sorted(found, key=lambda r: r[0].submitted, reverse=True)

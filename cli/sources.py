@@ -1,0 +1,81 @@
+"""What a user hands in: which kind of source it is, and how its files get into the bucket."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.artifacts import ArtifactStore, hash_file
+from jobs.specs import MAKES, STAGE_VERSIONS, DataError, SpecError, digest_id
+
+_CHANNEL = re.compile(r"^(@\w{4,32}|(https?://)?(t\.me|telegram\.me)/\S+|-100\d{5,16})$")
+#: What a file is called in the bucket, by its suffix: the id then depends on content and kind alone.
+_NAMES = {
+    ".json": "result.json",
+    ".zip": "export.zip",
+    ".jsonl": "posts.jsonl",
+    ".ndjson": "posts.jsonl",
+    ".txt": "posts.txt",
+    ".toml": "profile.toml",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source in the user's words: a channel at Telegram, or a file on this machine."""
+
+    text: str
+    channel: str | None = None
+    file: Path | None = None
+
+    @property
+    def label(self) -> str:
+        """A short name for runs."""
+        if self.channel:
+            return re.sub(r"^(https?://)?(t\.me|telegram\.me)/|^@", "", self.channel)
+        assert self.file is not None
+        return self.file.parent.name if self.file.name == "result.json" else self.file.stem
+
+
+def parse_source(text: str) -> Source:
+    """Tell what ``--source`` means. Raises SpecError with what would be right."""
+    path = Path(text).expanduser()
+    if not path.exists() and _CHANNEL.match(text):
+        return Source(text, channel=text)
+    if path.is_dir():
+        found = path / "result.json"
+        if not found.is_file():
+            hint = (
+                "it holds an HTML export: export again and choose the format 'machine-readable JSON'"
+                if list(path.glob("messages*.html"))
+                else "choose the folder that Telegram Desktop made, with result.json in it"
+            )
+            raise SpecError(f"there is no result.json in {text}; {hint}")
+        return Source(text, file=found)
+    if not path.exists():
+        raise SpecError(f"source {text!r}: no such file or folder, and not a channel (@name, https://t.me/name)")
+    if path.suffix.lower() not in _NAMES or path.suffix.lower() == ".toml":
+        raise SpecError(f"source {text!r}: give an export (.json, .zip, a folder), .jsonl or .txt")
+    return Source(text, file=path)
+
+
+def upload(store: ArtifactStore, file: Path) -> str:
+    """Put a file into the bucket as a ``source`` artefact, unless the same content is there; returns its ref."""
+    name = _NAMES.get(file.suffix.lower(), file.name)
+    try:
+        sha256, size = hash_file(file)
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from error
+    if size == 0:
+        raise DataError(f"{file} is empty")
+    kind, version = MAKES["upload"], STAGE_VERSIONS["upload"]
+    identity = {"files": [[name, sha256]]}
+    ref = f"{kind}/{digest_id(kind, 'upload', version, identity, {})}"
+    if store.find(ref) is None:
+        writer = store.writer(ref)
+        entry = writer.put_file(file, name)
+        if entry.sha256 != sha256:
+            raise DataError(f"{file} changed while it was uploaded; try again when nobody writes to it")
+        writer.commit(stage="upload", spec=identity, counts={"bytes": size}, info={"name": file.name})
+    return ref

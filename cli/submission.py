@@ -1,0 +1,207 @@
+"""Submit a run: find what is there already, write ``run.json``, create the driver."""
+
+from __future__ import annotations
+
+import getpass
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from cli import __version__
+from cli.clusters.base import Cluster, JobRequest
+from cli.runs import (
+    RunRecord,
+    RunStatus,
+    StageStatus,
+    find_record,
+    load_status,
+    run_name,
+    save_record,
+    save_status,
+    with_input,
+)
+from cli.settings import Settings
+from cli.view import driver_job
+from jobs.artifacts import ArtifactStore, Manifest
+from jobs.specs import CHAIN, MAKES, AnyStageSpec, RunSpec, StageName
+
+MAX_COMPARED = 300  # artefacts that are looked through for the nearest one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is known of one stage before it runs. ``ref`` is None while an input of it is yet to be made."""
+
+    stage: StageName
+    spec: AnyStageSpec
+    ref: str | None
+    found: Manifest | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """How a submission ended: a new run, one that goes on, or everything was there already."""
+
+    record: RunRecord
+    how: Literal["new", "adopted", "again", "found"]
+    plans: list[Plan]
+
+
+def plan(store: ArtifactStore, spec: RunSpec) -> list[Plan]:
+    """Which stages' artefacts are there, and why those that are not are not."""
+    plans: list[Plan] = []
+    ref: str | None = None
+    known = True
+    for stage in spec.stages():
+        filled = with_input(spec.spec(stage), stage, ref)
+        known = known and not (stage in CHAIN and getattr(filled, CHAIN[stage]) is None)
+        if not known:
+            before = plans[-1].stage if plans else "its input"
+            plans.append(Plan(stage, filled, None, None, f"to be made after {before}"))
+            continue
+        ref = filled.ref()
+        manifest = store.find(ref)
+        why = (
+            _why(store, stage, filled)
+            if manifest is None
+            else f"made by run {manifest.run} from the same spec and inputs"
+        )
+        plans.append(Plan(stage, filled, ref, manifest, why))
+        known = manifest is not None
+    return plans
+
+
+def _why(store: ArtifactStore, stage: StageName, spec: AnyStageSpec) -> str:
+    """Why there is no artefact: what it differs in from the one that is nearest."""
+    kind = MAKES[stage]
+    names = list(store.bucket.folders(f"{kind}/"))
+    if not names:
+        return f"to be made: there is no {kind} artefact yet"
+    if len(names) > MAX_COMPARED:
+        return "to be made: none with this spec and these inputs"
+    wanted: dict[str, Any] = {**spec.identity(), **spec.inputs()}
+    best: tuple[int, Manifest, list[str]] | None = None
+    for manifest in store.list(kind):
+        if manifest.stage != stage:
+            continue
+        theirs = {**manifest.spec, **manifest.inputs}
+        differing = [k for k, v in wanted.items() if theirs.get(k) != v]
+        if best is None or len(differing) < best[0]:
+            best = (len(differing), manifest, differing)
+    if best is None:
+        return f"to be made: there is no {kind} artefact of this stage yet"
+    _, manifest, differing = best
+    theirs = {**manifest.spec, **manifest.inputs}
+    shown = ", ".join(f"{k} {_short(theirs.get(k))} → {_short(wanted[k])}" for k in differing[:3])
+    more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+    return f"to be made: differs from {manifest.ref} in {shown or 'the stage version'}{more}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 28 else text[:25] + "..."
+
+
+def record_for(
+    store: ArtifactStore, settings: Settings, spec: RunSpec, *, label: str, source: str, force: bool, name: str | None
+) -> tuple[RunRecord, RunRecord | None]:
+    """The record to submit and the one that is there under the same name. Nothing is written."""
+    run = name or run_name(spec, label)
+    before = find_record(store, run)
+    serial = 1
+    while before is not None and (force or before.spec != spec):
+        serial += 1
+        run = f"{name[: 31 - len(str(serial)) - 1]}-{serial}" if name else run_name(spec, label, serial=serial)
+        before = find_record(store, run)
+    now = datetime.now(UTC)
+    owner = owner_of(settings)
+    if before is not None:
+        return before.model_copy(update={"submitted": now}), before
+    record = RunRecord(
+        run=run,
+        spec=spec,
+        source=source,
+        owner=owner,
+        force=force,
+        created=now,
+        submitted=now,
+        code_version=__version__,
+    )
+    return record, None
+
+
+def owner_of(settings: Settings) -> str:
+    """Whose runs these are: the setting, else the user's name on this machine."""
+    if settings.owner:
+        return settings.owner
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's uid without a name
+        return ""
+
+
+def driver_request(record: RunRecord) -> JobRequest:
+    """The driver's Job."""
+    return JobRequest(
+        name=driver_job(record), run=record.run, component="driver", spec={"run": record.run}, attempt=record.attempt
+    )
+
+
+def submit(
+    store: ArtifactStore, cluster: Cluster, record: RunRecord, before: RunRecord | None, plans: list[Plan]
+) -> Submitted:
+    """Send a run off. What was submitted before and still goes on is adopted; what is all there is found."""
+    if before is not None:
+        driver = cluster.get(driver_job(before))
+        if driver is not None and not driver.state.finished:
+            cluster.create(driver_request(before))  # takes care of a driver whose supervisor was killed
+            return Submitted(before, "adopted", plans)
+        record = record.model_copy(update={"attempt": before.attempt + 1})
+    if not record.force and all(p.found is not None for p in plans):
+        if before is None:
+            save_record(store, record)
+        save_status(store, _all_found(before or record, plans))
+        return Submitted(before or record, "found", plans)
+    save_record(store, record)
+    cluster.create(driver_request(record))
+    return Submitted(record, "new" if before is None else "again", plans)
+
+
+def _all_found(record: RunRecord, plans: list[Plan]) -> RunStatus:
+    stages: dict[StageName, StageStatus] = {}
+    for item in plans:
+        manifest = item.found
+        assert manifest is not None
+        stages[item.stage] = StageStatus(
+            state="found",
+            artifact=manifest.ref,
+            made_by=manifest.run,
+            exit_code=0,
+            counts=dict(manifest.counts),
+            started=manifest.started,
+            finished=manifest.created,
+        )
+    return RunStatus(run=record.run, state="succeeded", attempt=record.attempt, exit_code=0, stages=stages)
+
+
+def latest_posts(store: ArtifactStore, channel: str) -> str | None:
+    """The newest posts artefact of a channel, which the next scrape adds to."""
+    found = [m for m in store.list("posts") if m.spec.get("channel") == channel]
+    return max(found, key=lambda m: m.created).ref if found else None
+
+
+def unfinished_run(store: ArtifactStore, spec: RunSpec) -> RunRecord | None:
+    """A run of the same live channel that has not ended: asking again means that one, not another scrape."""
+    from cli.runs import all_runs
+
+    def timeless(found: RunSpec) -> RunSpec:
+        assert found.scrape is not None
+        return found.model_copy(update={"scrape": found.scrape.model_copy(update={"as_of": None, "parent": None})})
+
+    for record, _ in all_runs(store):
+        if record.spec.scrape is None or record.spec.scrape.channel is None:
+            continue
+        if timeless(record.spec) == timeless(spec) and load_status(store, record.run).state in ("waiting", "running"):
+            return record
+    return None

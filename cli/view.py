@@ -1,0 +1,169 @@
+"""A run as people look at it: the stages with state, progress, times, and why something waits or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cli.clusters.base import Cluster, JobState, JobStatus, job_name
+from cli.output import duration
+from cli.runs import RunRecord, RunState, RunStatus, StageStatus, load_progress, load_record, load_status
+from jobs.artifacts import ArtifactStore
+from jobs.specs import StageName
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage's line. ``left``: seconds, as the stage estimates them; ``shards``: done of all."""
+
+    stage: str
+    state: str
+    artifact: str | None
+    progress: str
+    message: str
+    attempts: int
+    shards: str
+    seconds: float | None
+    left: float | None
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run with the rows of its stages."""
+
+    record: RunRecord
+    state: RunState
+    message: str
+    exit_code: int | None
+    rows: tuple[StageRow, ...]
+    driver: JobStatus | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data for ``--json``."""
+        return {
+            "run": self.record.run,
+            "state": self.state,
+            "message": self.message,
+            "exit_code": self.exit_code,
+            "attempt": self.record.attempt,
+            "source": self.record.source,
+            "owner": self.record.owner,
+            "created": self.record.created.isoformat(),
+            "submitted": self.record.submitted.isoformat(),
+            "stages": [row.__dict__ for row in self.rows],
+        }
+
+
+def driver_job(record: RunRecord) -> str:
+    """The name of a run's driver Job."""
+    return job_name(record.run, "driver", None, record.attempt)
+
+
+def view(store: ArtifactStore, cluster: Cluster, run: str) -> RunView:
+    """Look at a run. Raises NotFoundError when there is none of this name."""
+    record = load_record(store, run)
+    status = load_status(store, run)
+    current = status.attempt == record.attempt
+    found = cluster.list(run)
+    jobs = {j.component: j for j in found if j.attempt == record.attempt}
+    state, message = quick_state(record, status, {j.name: j for j in found})
+    driver = jobs.get("driver")
+    exit_code = status.exit_code if current else None
+    if exit_code is None and driver is not None:
+        exit_code = driver.exit_code
+    rows = tuple(
+        _row(
+            store, record, stage, status.stages.get(stage, StageStatus()) if current else StageStatus(), jobs.get(stage)
+        )
+        for stage in record.spec.stages()
+    )
+    return RunView(record, state, message, exit_code, rows, driver)
+
+
+def quick_state(record: RunRecord, status: RunStatus, jobs: Mapping[str, JobStatus]) -> tuple[RunState, str]:
+    """State and sentence of a run; what its status calls unfinished is judged by its driver among ``jobs``."""
+    current = status.attempt == record.attempt
+    if current and status.state not in ("waiting", "running"):
+        return status.state, status.message
+    state: RunState = status.state if current else "waiting"
+    driver = jobs.get(driver_job(record))
+    if driver is None:
+        return state, "its driver is gone; `bugurt rerun` it to go on"
+    if driver.state is JobState.FAILED:
+        return "failed", driver.reason or "its driver failed"
+    if driver.state in (JobState.PENDING, JobState.SUSPENDED):
+        return "waiting", driver.reason
+    return state, ""
+
+
+def _row(
+    store: ArtifactStore, record: RunRecord, stage: StageName, status: StageStatus, job: JobStatus | None
+) -> StageRow:
+    live = status.state in ("running", "waiting") and status.job is not None
+    shards = getattr(record.spec.spec(stage), "shards", 1)
+    reports = _progress(store, record.run, stage, shards) if live or status.state == "failed" else []
+    message = status.message
+    if live and job is not None and job.reason:
+        message = job.reason
+    if live and not message:
+        message = str(next((r["message"] for r in reports if r.get("state") == "running"), ""))
+    lefts = [float(v) for r in reports if isinstance(v := r.get("metrics", {}).get("seconds_left"), int | float)]
+    end = status.finished or datetime.now(UTC)
+    return StageRow(
+        stage=stage,
+        state=status.state,
+        artifact=status.artifact,
+        progress=_describe(reports) if live else ", ".join(f"{k} {v:,}" for k, v in list(status.counts.items())[:3]),
+        message=message,
+        attempts=(job.restarts + 1) if job is not None else 0,
+        shards=f"{job.shards_done}/{job.shards}" if job is not None and job.shards > 1 else "",
+        seconds=(end - status.started).total_seconds() if status.started and status.state != "found" else None,
+        left=max(lefts) if lefts else None,
+    )
+
+
+def _progress(store: ArtifactStore, run: str, stage: str, shards: int) -> list[dict[str, Any]]:
+    if shards == 1:
+        return [load_progress(store, run, stage)]
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(lambda s: load_progress(store, run, stage, s), range(shards)))
+
+
+def _describe(reports: Iterable[dict[str, Any]]) -> str:
+    """``12 of 100 posts, loss 2.31``: sums over shards, and the newest metrics."""
+    found = [r for r in reports if r]
+    parts = []
+    done = [r["done"] for r in found if isinstance(r.get("done"), int | float)]
+    if done:
+        totals = [r["total"] for r in found if isinstance(r.get("total"), int | float)]
+        unit = next((str(r["unit"]) for r in found if r.get("unit")), "")
+        whole = f" of {sum(totals):,.0f}" if len(totals) == len(done) else ""
+        parts.append(f"{sum(done):,.0f}{whole} {unit}".strip())
+    metrics: dict[str, Any] = {}
+    for report in found:
+        metrics.update(report.get("metrics") or {})
+    for name, value in metrics.items():
+        if name != "seconds_left" and isinstance(value, int | float):
+            parts.append(f"{name.replace('_', ' ')} {value:,.4g}")
+    return ", ".join(parts[:5])
+
+
+def row_cells(row: StageRow) -> tuple[str, ...]:
+    """The cells of ``status``'s table."""
+    return (
+        row.stage,
+        row.state,
+        row.shards or "-",
+        str(row.attempts or "-"),
+        duration(row.seconds) if row.seconds is not None else "-",
+        duration(row.left) if row.left is not None else "-",
+        row.progress or "-",
+        row.artifact or "-",
+    )
+
+
+ROW_HEAD = ("stage", "state", "shards", "tries", "time", "left", "progress", "artifact")
