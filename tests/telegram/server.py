@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from zlib import crc32
@@ -115,7 +116,7 @@ class TelegramServer:
     async def start(self) -> TelegramServer:
         """Listen. A server that was stopped comes back at the same ports, with its keys and its log."""
         for dc in self.dcs.values():
-            dc.listener = await asyncio.start_server(lambda r, w, dc=dc: self._accept(dc, r, w), self.host, dc.port)
+            dc.listener = await asyncio.start_server(partial(self._accept, dc), self.host, dc.port)
             dc.port = dc.listener.sockets[0].getsockname()[1]
         self.api.host = self.host
         self.api.dc_options = {dc.id: dc.port for dc in self.dcs.values()}

@@ -483,8 +483,13 @@ def test_a_connection_cut_in_the_middle_of_a_page_loses_nothing(after_bytes: int
     channel = make_channel(seed=18, n_posts=800)
 
     async def work() -> None:
-        async with Telegram(Api(channel), fault.cut(after_bytes=after_bytes, at=(2, 6))) as (server, client):
+        async with Telegram(Api(channel)) as (server, client):
+            await scrape(client, channel, reverse=True)
+            undisturbed = server.count(HISTORY)
+            server.clear_log()
+            server.faults.add(fault.cut(after_bytes=after_bytes, at=(2, 6)))
             assert [m.id for m in await scrape(client, channel, reverse=True)] == shown(channel)
+            assert server.count(HISTORY) == undisturbed + 2  # the pages that were cut are asked for again
             assert server.connections == 3
             assert [c.outcome for c in server.calls].count("cut") == 2
             assert server.overlaps == 0
@@ -865,15 +870,15 @@ def test_a_takeout_is_opened_used_and_finished() -> None:
                     await takeout.get_messages(entity(channel))
             client.session.takeout_id = None
 
-            ranges = await client(f.messages.GetSplitRangesRequest())
-            got = []
-            for part in ranges:
-                history = f.messages.GetHistoryRequest(entity(channel), part.min_id, None, -100, 100, 0, 0, 0)
-                page = await client(f.InvokeWithMessagesRangeRequest(part, history))
-                assert all(part.min_id <= m.id <= part.max_id for m in page.messages)
-                got += [m.id for m in page.messages]
-            assert len(ranges) == 2
-            assert len(got) == len(set(got)) == 200
+            older, newer = await client(f.messages.GetSplitRangesRequest())
+            assert newer.min_id == older.max_id + 1
+            around = f.messages.GetHistoryRequest(entity(channel), newer.min_id, None, -40, 100, 0, 0, 0)
+            both = [m.id for m in (await client(around)).messages]
+            assert len(both) == 100
+            for part, count in ((older, 60), (newer, 40)):
+                page = await client(f.InvokeWithMessagesRangeRequest(part, around))
+                assert [m.id for m in page.messages] == [i for i in both if part.min_id <= i <= part.max_id]
+                assert len(page.messages) == count
 
     run(work())
 
@@ -907,7 +912,7 @@ def test_what_the_server_does_not_know_is_an_rpc_error_and_fails_the_test() -> N
 
 def test_a_bug_of_a_handler_is_an_rpc_error_and_fails_the_test() -> None:
     channel = make_channel(1, 5)
-    channel.window = lambda **_: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    channel.window = lambda **_: 1 / 0  # type: ignore[method-assign, assignment]
 
     async def work() -> None:
         async with Telegram(Api(channel), request_retries=0) as (_server, client):
@@ -1009,15 +1014,16 @@ def test_a_server_as_a_process_with_a_login_by_the_launcher(tmp_path: Path) -> N
     server = subprocess.Popen(
         command, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
     )
-    assert server.stdin
-    assert server.stdout
 
     def order(**what: Any) -> Any:
+        assert server.stdin
+        assert server.stdout
         server.stdin.write(json.dumps(what) + "\n")
         server.stdin.flush()
         return json.loads(server.stdout.readline())
 
     try:
+        assert server.stdout
         hello = json.loads(server.stdout.readline())
         address = f"{hello['host']}:{hello['ports']['2']}"
         launcher = [sys.executable, "-m", "tests.telegram.clients", "--key", str(key), "--server", address]
@@ -1056,6 +1062,7 @@ def test_a_server_as_a_process_with_a_login_by_the_launcher(tmp_path: Path) -> N
         assert counts["auth.SendCode"] == 2
         assert counts[HISTORY] == len([c for c in order(do="calls")["result"] if c["method"] == HISTORY])
         assert "no such command" in order(do="dance")["error"]
+        assert server.stdin
         server.stdin.close()
         assert server.wait(30) == 0
     finally:
