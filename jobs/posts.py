@@ -18,7 +18,8 @@ edit_date      when it was last edited visibly, seconds, UTC
 text           as it was written: no Markdown, nothing stripped
 entities       formatting: ``type`` as Desktop exports name it (bold, text_link, hashtag …), ``offset`` and
                ``length`` in Unicode code points, so that ``text[offset:offset + length]`` is the piece;
-               ``url`` is set for text_link only
+               ``url``: the target of a text_link, ``tg://user?id=N`` of a mention_name,
+               ``tg://emoji?id=N`` of a custom_emoji
 links          every address in the post once, hidden behind text or written out
 views, forwards, replies   counts, or null where the source does not have them
 reactions      ``emoji`` (or ``custom:ID``, ``paid``) and ``count``
@@ -135,10 +136,16 @@ def to_batch(posts: Sequence[Post]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=POST_SCHEMA)
 
 
+def open_shard(path: Path) -> pq.ParquetWriter:
+    """A shard to be written batch by batch, BATCH_ROWS rows each but the last, so that equal posts give equal bytes."""
+    return pq.ParquetWriter(path, POST_SCHEMA, compression="zstd", compression_level=3)
+
+
 def write_shard(posts: Sequence[Post], path: Path) -> None:
-    """Write a shard. The same posts always give the same bytes with the same version of pyarrow."""
-    table = pa.Table.from_batches([to_batch(posts)])
-    pq.write_table(table, path, compression="zstd", compression_level=3, row_group_size=BATCH_ROWS)
+    """Write a shard at once. The same posts always give the same bytes with the same version of pyarrow."""
+    with open_shard(path) as file:
+        for start in range(0, len(posts), BATCH_ROWS):
+            file.write_batch(to_batch(posts[start : start + BATCH_ROWS]))
 
 
 def read_posts(store: ArtifactStore, ref: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -185,10 +192,10 @@ def latest_posts(shards: Sequence[Path], columns: Sequence[str] | None = None) -
 
 def _latest_rows(shards: Sequence[Path]) -> pa.Int64Array:
     """Numbers (over all shards) of the rows that are their post's latest and not deleted, ascending."""
-    parts = [pa.Table.from_batches([b]) for b in _batches(shards, ["channel", "id", "deleted"], dictionary=["channel"])]
+    parts = [pa.Table.from_batches([b]) for b in _batches(shards, ["channel", "id", "deleted"])]
     if not parts:
         return pa.array([], pa.int64())
-    keys = pa.concat_tables(parts).unify_dictionaries()
+    keys = pa.concat_tables(parts)
     keys = keys.append_column("row", pa.array(range(keys.num_rows), pa.int64()))
     newest = keys.group_by(["channel", "id"]).aggregate([("row", "max")])["row_max"].combine_chunks()
     newest = newest.take(pc.sort_indices(newest))
@@ -196,17 +203,16 @@ def _latest_rows(shards: Sequence[Path]) -> pa.Int64Array:
     return cast(pa.Int64Array, pa.chunked_array([newest]).filter(alive).combine_chunks())
 
 
-def _batches(
-    shards: Iterable[Path], columns: list[str], *, dictionary: list[str] | None = None
-) -> Iterator[pa.RecordBatch]:
+def _batches(shards: Iterable[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
     for path in shards:
         try:
-            with pq.ParquetFile(path, read_dictionary=dictionary) as file:
+            with pq.ParquetFile(path) as file:
                 missing = [n for n in columns if n not in file.schema_arrow.names]
                 if missing:
                     raise DataError(f"{path.name} has no column {missing[0]!r}; it is no shard of posts")
+                schema = pa.schema([POST_SCHEMA.field(n) for n in columns])  # Parquet itself has no whole seconds
                 for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                    yield batch.select(columns)
+                    yield batch.select(columns).cast(schema)
         except pa.ArrowInvalid as error:
             raise DataError(f"{path.name} is no readable Parquet file: {str(error)[:200]}") from error
 

@@ -65,6 +65,7 @@ def test_a_post_survives_parquet_whole(tmp_path: Path) -> None:
     )
     write_shard([post], tmp_path / "part-00000.parquet")
     assert rows(latest_posts([tmp_path / "part-00000.parquet"])) == [{n: getattr(post, n) for n in POST_SCHEMA.names}]
+    assert [b.schema for b in latest_posts([tmp_path / "part-00000.parquet"])] == [POST_SCHEMA]
     # what a reader without this project sees
     assert pq.read_schema(tmp_path / "part-00000.parquet").names == POST_SCHEMA.names
 

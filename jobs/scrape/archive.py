@@ -1,0 +1,100 @@
+"""Finds the export inside a zip archive. Nothing is extracted: the one member is read as a stream.
+
+So names that climb out of a folder and links have nothing to act on; what is left to refuse is an archive that is
+broken, encrypted, or swells to something no export is.
+"""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from jobs.scrape.tolerant import Opener
+from jobs.specs import DataError
+
+MAX_MEMBERS = 200_000  # an export with all its photos has some tens of thousands
+MAX_SIZE = 64 * 1024**3  # bytes of the unpacked member
+MAX_RATIO = 200  # unpacked to packed; JSON of real exports stays below 40
+RATIO_FREE = 64 * 1024**2  # bytes below which the ratio does not matter
+READABLE = (".json", ".jsonl", ".ndjson", ".txt")
+
+
+def open_archive(path: Path, where: str) -> tuple[str, Opener]:
+    """The name and the opener of the export in an archive: result.json, else the only readable file.
+
+    ``where``: the archive's name in errors. Raises DataError when there is none or the archive cannot be trusted.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+        raise DataError(f"{where} is a broken zip archive: {error}") from error
+    if len(members) > MAX_MEMBERS:
+        raise DataError(f"{where} has {len(members)} members; no export has more than {MAX_MEMBERS}")
+    member = _choose(members, where)
+    inside = f"{where}, {member.filename}"
+    if stat.S_ISLNK(member.external_attr >> 16):
+        raise DataError(f"{inside} is a link and not a file; pack the export itself")
+    if member.flag_bits & 1:
+        raise DataError(f"{inside} is encrypted; pack it without a password")
+    if member.file_size > MAX_SIZE:
+        raise DataError(f"{inside} would be {member.file_size} bytes unpacked; at most {MAX_SIZE} are read")
+    if member.file_size > RATIO_FREE and member.file_size > MAX_RATIO * max(member.compress_size, 1):
+        raise DataError(f"{inside} would swell from {member.compress_size} to {member.file_size} bytes; no export does")
+    return inside, lambda: cast(BinaryIO, _Member(path, member, inside))
+
+
+def _choose(members: list[zipfile.ZipInfo], where: str) -> zipfile.ZipInfo:
+    files = [m for m in members if not m.is_dir() and "__MACOSX" not in m.filename]
+    named = [m for m in files if PurePosixPath(m.filename).name == "result.json"]
+    if len(named) == 1:
+        return named[0]
+    if len(named) > 1:
+        names = ", ".join(m.filename[:80] for m in named[:5])
+        raise DataError(f"{where} holds {len(named)} exports ({names}); hand in one of them")
+    readable = [m for m in files if m.filename.lower().endswith(READABLE)]
+    if len(readable) == 1:
+        return readable[0]
+    if any(PurePosixPath(m.filename).name == "messages.html" for m in files):
+        raise DataError(f"{where} is an export in HTML; export again with the format 'Machine-readable JSON'")
+    raise DataError(f"{where} holds no result.json; pack the folder that Telegram Desktop's export made")
+
+
+class _Member:
+    """A member as a stream, whose errors are sentences; closing it closes the archive."""
+
+    def __init__(self, path: Path, member: zipfile.ZipInfo, inside: str) -> None:
+        self._inside = inside
+        self._archive = zipfile.ZipFile(path)
+        try:
+            self._stream: Any = self._archive.open(member)
+        except BaseException as error:
+            self._archive.close()
+            raise self._translated(error) from error
+
+    def _translated(self, error: BaseException) -> BaseException:
+        if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | NotImplementedError | RuntimeError):
+            return DataError(f"{self._inside}: the archive is damaged: {error}")
+        return error
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return cast(bytes, self._stream.read(size))
+        except Exception as error:
+            raise self._translated(error) from error
+
+    def readline(self, size: int = -1) -> bytes:
+        try:
+            return cast(bytes, self._stream.readline(size))
+        except Exception as error:
+            raise self._translated(error) from error
+
+    def __enter__(self) -> _Member:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stream.close()
+        self._archive.close()

@@ -1,0 +1,342 @@
+"""The stage on files, as a process: every kind of source becomes the same posts; bad ones end in one sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import stat
+import zipfile
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.artifacts import ArtifactStore
+from jobs.posts import POST_SCHEMA
+from jobs.reporting import ProgressReporter
+from jobs.scrape.files import run as run_files
+from jobs.specs import DataError, ExitCode, ScrapeSpec
+from jobs.stage import StageContext
+from tests.conftest import RunStage
+
+from .helpers import account, encode, export, message, rows, upload
+
+
+def packed(*members: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        for name, data in members:
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def test_an_export_becomes_posts(store: ArtifactStore, run_stage: RunStage) -> None:
+    text = ["КУПИЛ 😀 ЧАЙНИК\n@\n", {"type": "text_link", "text": "БУГУРТ-ТРЕД", "href": "https://t.me/x"}, "\n#бугурт"]
+    messages = [
+        message(1, "", type="service", action="create_channel", title="Бугурты"),
+        message(
+            2,
+            text,
+            edited_unixtime="1577847600",
+            reactions=[{"type": "emoji", "count": 5, "emoji": "🔥"}, {"type": "paid", "count": 2}],
+            author="А. Автор",
+        ),
+        message(3, "ЧУЖОЕ", forwarded_from="Другой канал"),
+        message(4, "", poll={"question": "КТО?", "answers": []}),
+        message(5, "", photo="(File not included)", via_bot="@bot", reply_to_message_id=2),
+        {"id": 6, "type": "unsupported"},
+    ]
+    spec = ScrapeSpec(source=upload(store, "result.json", encode(export(messages))))
+    result = run_stage(spec)
+    assert result.code == 0, result.stderr
+    got = rows(store, spec.ref())
+    assert [r["id"] for r in got] == [1, 2, 3, 4, 5, 6]
+    assert got[0]["service"] == "create_channel"
+    second = got[1]
+    assert second["text"] == "КУПИЛ 😀 ЧАЙНИК\n@\nБУГУРТ-ТРЕД\n#бугурт"
+    [entity] = second["entities"]
+    assert second["text"][entity["offset"] : entity["offset"] + entity["length"]] == "БУГУРТ-ТРЕД"
+    assert (entity["type"], entity["url"]) == ("text_link", "https://t.me/x")
+    assert second["links"] == ["https://t.me/x"]
+    assert second["date"] == datetime(2020, 1, 1, 2, tzinfo=UTC)
+    assert second["edit_date"] == datetime(2020, 1, 1, 3, tzinfo=UTC)
+    assert second["reactions"] == [{"emoji": "🔥", "count": 5}, {"emoji": "paid", "count": 2}]
+    assert (second["author"], second["channel"], second["channel_id"]) == ("А. Автор", "Бугурты", 1234567890)
+    assert second["permalink"] == "https://t.me/c/1234567890/2"
+    assert got[2]["forwarded_from"] == "Другой канал"
+    assert (got[3]["poll"], got[3]["media"]) == (True, "poll")
+    assert (got[4]["media"], got[4]["media_count"], got[4]["via_bot"], got[4]["reply_to"]) == ("photo", 1, "@bot", 2)
+    assert (got[5]["media"], got[5]["text"], got[5]["date"]) == ("other", "", None)
+    manifest = store.manifest(spec.ref())
+    assert manifest.counts["posts"] == 5
+    assert manifest.counts["service"] == 1
+    assert manifest.info["newest_id"] == 6
+    assert [f.path for f in manifest.files] == ["part-00000.parquet"]
+    assert [o.path for o in store.bucket.list(f"{spec.ref()}/")] == [
+        f"{spec.ref()}/manifest.json",
+        f"{spec.ref()}/part-00000.parquet",
+    ]
+    with store.open(spec.ref(), manifest.files[0]) as stream:
+        assert pq.read_schema(io.BytesIO(stream.read())).names == POST_SCHEMA.names
+
+
+def test_the_same_export_gives_the_same_bytes_from_a_file_and_a_zip(store: ArtifactStore, run_stage: RunStage) -> None:
+    data = encode(export([message(n, f"ПОСТ {n}") for n in range(1, 60)]))
+    names = ("result.json", "export.zip")
+    contents = (data, packed(("ChatExport_2026-11-01/result.json", data), ("ChatExport_2026-11-01/photos/a.jpg", b"x")))
+    digests = []
+    for name, content in zip(names, contents, strict=True):
+        spec = ScrapeSpec(source=upload(store, name, content), shard_posts=20)
+        assert run_stage(spec).code == 0
+        digests.append([f.sha256 for f in store.manifest(spec.ref()).files])
+    assert len(digests[0]) == 3
+    assert digests[0] == digests[1]
+
+
+def test_albums_are_one_post(store: ArtifactStore, run_stage: RunStage) -> None:
+    at = {"date_unixtime": "1577840400"}
+    messages = [
+        message(1, "", photo="1.jpg", **at),
+        message(2, "ПОДПИСЬ", photo="2.jpg", **at),
+        message(3, "", media_type="video_file", file="3.mp4", **at),
+        message(4, "ДРУГАЯ ПОДПИСЬ", photo="4.jpg", **at),  # a second text: a post of its own
+        message(6, "", photo="6.jpg", **at),  # a gap
+        message(7, "", photo="7.jpg"),  # another time
+    ]
+    spec = ScrapeSpec(source=upload(store, "result.json", encode(export(messages))))
+    assert run_stage(spec).code == 0
+    got = [(r["id"], r["text"], r["media_count"]) for r in rows(store, spec.ref())]
+    assert got == [(1, "ПОДПИСЬ", 3), (4, "ДРУГАЯ ПОДПИСЬ", 1), (6, "", 1), (7, "", 1)]
+
+
+def test_old_and_broken_exports_are_read(store: ArtifactStore, run_stage: RunStage) -> None:
+    broken = r"""{
+ "name": "Старый",
+ "type": "private_channel",
+ "id": 9999999999,
+ "messages": [
+  {
+   "id": 1, "type": "message", "date": "2018-05-05T12:00:00", "edited": "1970-01-01T00:00:00",
+   "text": ["A\x02B \\x41 ", {"type": "link", "text": "https://primer.ru"}]
+  },
+  {
+   "id": 2, "type": "message", "date": "2018-05-06T12:00:00",
+   "text": [{"type": "custom_emoji", "text": "X", "document_id": (File not included. Change data settings.)
+   }, "\ud83d\ude00 \ud83d"]
+  },
+  {
+   "id": 3, "type": "message", "date": "2018-05-06T12:00:00",
+   "text": [{"type": "custom_emoji", "text": "X", "document_id": 5368324170671202286}], "text_entities": []
+  }
+ ]
+}"""
+    spec = ScrapeSpec(source=upload(store, "result.json", ("\ufeff" + broken).encode()))
+    result = run_stage(spec)
+    assert result.code == 0, result.stderr
+    first, second, third = rows(store, spec.ref())
+    assert first["text"] == "A\x02B \\x41 https://primer.ru"
+    assert first["links"] == ["https://primer.ru"]
+    assert (first["date"], first["edit_date"]) == (datetime(2018, 5, 5, 12, tzinfo=UTC), None)
+    assert second["text"] == "X😀 ?"
+    assert third["entities"][0]["url"] == "tg://emoji?id=5368324170671202286"
+
+
+def test_an_account_asks_for_a_chat(store: ArtifactStore, run_stage: RunStage) -> None:
+    chats = [
+        export([message(1, "ЧУЖОЕ")], name="Заметки", type="saved_messages", id=1),
+        export([message(n, f"МОЁ {n}") for n in (1, 2)], name="Мой канал", id=2),
+        export([message(3, "ТЁЗКА")], name="Мой канал", id=3),
+    ]
+    left = [export([message(8, "УШЁЛ")], name="Ушёл", id=4)]
+    source = upload(store, "result.json", encode(account(*chats, left=left)))
+    result = run_stage(ScrapeSpec(source=source))
+    assert result.code == ExitCode.BAD_DATA
+    assert "with 4 chats; name one with the option 'chat': 'Заметки' (id 1, saved_messages, 1 messages)" in result.last
+    twice = run_stage(ScrapeSpec(source=source, chat="Мой канал"))
+    assert twice.code == ExitCode.BAD_DATA
+    assert "2 of them are called 'Мой канал'" in twice.last
+    for wanted, texts in {"2": ["МОЁ 1", "МОЁ 2"], "Заметки": ["ЧУЖОЕ"], "3": ["ТЁЗКА"], "Ушёл": ["УШЁЛ"]}.items():
+        spec = ScrapeSpec(source=source, chat=wanted)
+        assert run_stage(spec).code == 0
+        assert [r["text"] for r in rows(store, spec.ref())] == texts
+
+
+def test_json_lines_and_text(store: ArtifactStore, run_stage: RunStage) -> None:
+    lines = [
+        {"text": "РАЗ", "date": "2024-02-03T04:05:06Z", "views": 7, "unknown": 1},
+        {"text": "ДВА\n@\nТРИ", "id": 50, "links": ["https://primer.ru"]},
+    ]
+    data = "\n\n".join(json.dumps(x, ensure_ascii=False) for x in lines) + '\n"ПРОСТО ТЕКСТ"\n'
+    spec = ScrapeSpec(source=upload(store, "мои.jsonl", data.encode()))
+    assert run_stage(spec).code == 0
+    got = rows(store, spec.ref())
+    assert [(r["id"], r["text"], r["channel"]) for r in got] == [
+        (1, "РАЗ", "мои"),
+        (50, "ДВА\n@\nТРИ", "мои"),
+        (3, "ПРОСТО ТЕКСТ", "мои"),
+    ]
+    assert got[0]["date"] == datetime(2024, 2, 3, 4, 5, 6, tzinfo=UTC)
+    assert got[0]["views"] == 7
+    text = "ПЕРВЫЙ\r\n@\r\nПОСТ\r\n\r\n\r\nВТОРОЙ\n@\nПОСТ"
+    spec = ScrapeSpec(source=upload(store, "a.txt", text.encode()))
+    assert run_stage(spec).code == 0
+    assert [r["text"] for r in rows(store, spec.ref())] == ["ПЕРВЫЙ\n@\nПОСТ", "ВТОРОЙ\n@\nПОСТ"]
+    spec = ScrapeSpec(source=upload(store, "b.txt", "А\n\nБ\n---\nВ\n---\n---\n".encode()), separator="---")
+    assert run_stage(spec).code == 0
+    assert [r["text"] for r in rows(store, spec.ref())] == ["А\n\nБ", "В"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "ids"),
+    [
+        ({"since": date(2020, 1, 2)}, [24, 25, 26, 27, 28, 29]),
+        ({"until": date(2020, 1, 1)}, None),
+        ({"until": date(2020, 1, 2), "min_id": 20}, [21, 22, 23]),
+        ({"max_id": 3}, [1, 2]),
+        ({"limit": 4}, [1, 2, 3, 4]),
+        ({"min_id": 10, "limit": 1}, [11]),
+    ],
+)
+def test_windows_and_limits(
+    store: ArtifactStore, run_stage: RunStage, limits: dict[str, Any], ids: list[int] | None
+) -> None:
+    spec = ScrapeSpec(source=upload(store, "result.json", encode(export([message(n) for n in range(1, 30)]))), **limits)
+    result = run_stage(spec)
+    if ids is None:
+        assert result.code == ExitCode.BAD_DATA
+        assert "no posts within the limits" in result.last
+    else:
+        assert [r["id"] for r in rows(store, spec.ref())] == ids
+
+
+def test_a_newer_export_adds_to_the_old_one(store: ArtifactStore, run_stage: RunStage) -> None:
+    old = [message(n, f"ПОСТ {n}") for n in range(1, 11)]
+    first = ScrapeSpec(source=upload(store, "result.json", encode(export(old))), shard_posts=4)
+    assert run_stage(first).code == 0
+    new = [m for m in old if m["id"] != 7] + [message(11, "НОВЫЙ")]
+    new[8] = message(10, "ПОСТ 10, ИСПРАВЛЕН", edited_unixtime="1600000000")
+    source = upload(store, "result.json", encode(export(new)))
+    plain = ScrapeSpec(source=source, parent=first.ref(), shard_posts=4)
+    assert run_stage(plain).code == 0
+    assert [r["text"] for r in rows(store, plain.ref())] == [f"ПОСТ {n}" for n in range(1, 11)] + ["НОВЫЙ"]
+    manifest = store.manifest(plain.ref())
+    assert [(f.path, f.artifact) for f in manifest.files] == [
+        *((f"part-0000{n}.parquet", first.ref()) for n in range(3)),
+        ("part-00003.parquet", None),
+    ]
+    assert (manifest.parent, manifest.counts["posts"], manifest.counts["new"]) == (first.ref(), 11, 1)
+    again = ScrapeSpec(source=source, parent=first.ref(), resync_days=36500, shard_posts=4)
+    assert run_stage(again).code == 0
+    expected = {n: f"ПОСТ {n}" for n in range(1, 11) if n != 7} | {10: "ПОСТ 10, ИСПРАВЛЕН", 11: "НОВЫЙ"}
+    assert {r["id"]: r["text"] for r in rows(store, again.ref())} == expected
+    counts = store.manifest(again.ref()).counts
+    assert (counts["posts"], counts["new"], counts["edited"], counts["deleted"]) == (10, 1, 1, 1)
+    # the same export once more has nothing new: the parent is the answer, and no artefact is made
+    nothing = ScrapeSpec(source=source, parent=again.ref(), resync_days=36500)
+    result = run_stage(nothing)
+    assert result.code == 0
+    assert store.find(nothing.ref()) is None
+    assert json.loads(store.bucket.get_bytes("runs/test/scrape/progress.json"))["artifact"] == again.ref()
+    other = ScrapeSpec(source=upload(store, "o.json", encode(export(old, id=5, name="Другой"))), parent=first.ref())
+    result = run_stage(other)
+    assert result.code == ExitCode.BAD_DATA
+    assert "holds the posts of 'Бугурты' and not of 'Другой'" in result.last
+
+
+def link(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return info
+
+
+def linked() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr(link("result.json"), "/etc/passwd")
+    return buffer.getvalue()
+
+
+def encrypted() -> bytes:
+    data = bytearray(packed(("result.json", b"{}"), compression=zipfile.ZIP_STORED))
+    data[6] |= 1  # of the local header
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    return bytes(data)
+
+
+def damaged() -> bytes:
+    content = encode(export([message(n, "ПОСТ " * n) for n in range(1, 300)]))
+    data = bytearray(packed(("result.json", content)))
+    data[2000:2050] = bytes(50)
+    return bytes(data)
+
+
+NEWLINE = b"\n"
+GOOD = encode(export([message(1), message(2)]))
+CUT = GOOD[:-30]
+BAD_SOURCES: dict[str, tuple[str, bytes, str]] = {
+    "empty file": ("result.json", b"", "result.json is empty"),
+    "no messages": ("result.json", encode(export([])), "holds no posts"),
+    "other json": ("result.json", b'{"posts": [], "x": 1}', "no 'messages' (its fields are posts, x)"),
+    "a list": ("result.json", b"[1, 2]", "no 'messages'"),
+    "cut off": ("result.json", CUT, f"JSON at line {CUT.count(NEWLINE) + 1}, byte {len(CUT)}"),
+    "garbage": ("result.json", GOOD.replace(b'"id": 2', b'"id": @'), "not valid JSON at line "),
+    "not utf-8": ("result.json", GOOD.decode().encode("cp1251"), "not valid JSON at line 2, byte "),
+    "no id": ("result.json", encode(export([message(1), {"type": "message", "text": ""}])), "message 2: it has no"),
+    "bad id": ("result.json", encode(export([message(1) | {"id": "x"}])), "1: 'id' must be a number, not 'x'"),
+    "bad date": ("result.json", encode(export([{"id": 1, "date": "вчера", "text": ""}])), "'date' is no time: 'вчера'"),
+    "bad text": ("result.json", encode(export([message(1) | {"text_entities": 1, "text": 5}])), "'text' must be text"),
+    "a number as message": ("result.json", encode(export([5])), "a message must be an object"),  # type: ignore[list-item]
+    "too deep": ("result.json", b'{"messages": ' + b"[1, " * 100_000, "nested more than 64 deep"),
+    "huge message": ("result.json", encode(export([message(1, "A," * 5_000_000)])), "a message of more than"),
+    "html": ("messages.html", b"<!DOCTYPE html><html>", "HTML page; export again"),
+    "html zip": ("e.zip", packed(("x/messages.html", b"<html>")), "is an export in HTML"),
+    "zip without": ("e.zip", packed(("a.jpg", b"1")), "holds no result.json"),
+    "zip with two": ("e.zip", packed(("a/result.json", GOOD), ("b/result.json", GOOD)), "holds 2 exports"),
+    "broken zip": ("e.zip", packed(("result.json", GOOD))[:-40], "is a broken zip archive"),
+    "damaged zip": ("e.zip", damaged(), "the archive is damaged"),
+    "zip bomb": ("e.zip", packed(("result.json", bytes(80_000_000))), "would swell from"),
+    "link in zip": ("e.zip", linked(), "is a link and not a file"),
+    "encrypted zip": ("e.zip", encrypted(), "is encrypted"),
+    "jsonl without text": ("a.jsonl", b'{"text": "a"}\n{"id": 3}\n', "a.jsonl, line 2: text: "),
+    "jsonl broken": ("a.jsonl", b'{"text": "a"}\n{"text": }\n', "a.jsonl, line 2, column 10: not valid JSON"),
+    "jsonl wrong type": ("a.jsonl", b'{"text": "a", "views": -1}', "line 1: views: "),
+    "jsonl list": ("a.jsonl", b"[1]", "a line must be an object"),
+    "jsonl deep": ("a.jsonl", b"[" * 100_000, "not valid JSON: RecursionError"),
+    "text in utf-16": ("a.txt", "привет".encode("utf-16"), "is in UTF-16; save it as UTF-8"),
+    "text in cp1251": ("a.txt", "раз\nпривет".encode("cp1251"), "a.txt, line 1, byte 1: not UTF-8"),
+    "text without posts": ("a.txt", b"\n\n\n", "holds no posts"),
+    "binary": ("a.bin", b"\x7fELF\0\0\0", "neither an export, nor JSON Lines, nor text"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SOURCES)
+def test_bad_input_is_told_in_one_sentence(store: ArtifactStore, tmp_path: Path, case: str) -> None:
+    name, data, sentence = BAD_SOURCES[case]
+    spec = ScrapeSpec(source=upload(store, name, data))
+    progress = ProgressReporter(store.bucket, "p.json", stage="scrape", run="r", shard=None)
+    ctx = StageContext(spec, store, run="r", shard=None, workdir=tmp_path, progress=progress)
+    with pytest.raises(DataError) as caught:
+        run_files(ctx)
+    assert sentence in str(caught.value)
+    assert name in str(caught.value)
+    assert store.find(spec.ref()) is None
+
+
+@pytest.mark.parametrize("case", ["cut off", "zip bomb", "jsonl without text"])
+def test_bad_input_ends_the_process_well(store: ArtifactStore, run_stage: RunStage, case: str) -> None:
+    name, data, sentence = BAD_SOURCES[case]
+    spec = ScrapeSpec(source=upload(store, name, data))
+    result = run_stage(spec)
+    assert result.code == ExitCode.BAD_DATA, result.stderr
+    assert sentence in result.last
+    assert "Traceback" not in result.stderr
+    assert [line["level"] for line in result.log].count("error") == 1
+    assert store.find(spec.ref()) is None
+
+
+def test_names_that_climb_do_nothing(store: ArtifactStore, run_stage: RunStage) -> None:
+    spec = ScrapeSpec(source=upload(store, "e.zip", packed(("../../../../tmp/result.json", GOOD), ("/etc/x", b"1"))))
+    assert run_stage(spec).code == 0
+    assert len(rows(store, spec.ref())) == 2
