@@ -152,6 +152,10 @@ class SimilarityIndex:
     def __len__(self) -> int:
         return len(self._texts)
 
+    def text(self, number: int) -> str:
+        """The normalised text with this number."""
+        return self._texts[number].decode("utf-8", "surrogatepass")
+
     def add_many(self, texts: Iterable[str]) -> None:
         """Add many texts; they get the next numbers in turn."""
         first = len(self._texts)
@@ -211,7 +215,7 @@ class SimilarityIndex:
             return []
         found = []
         for number in self.candidates(plain):
-            other = shingles(self._texts[number].decode("utf-8", "surrogatepass"), normalised=True)
+            other = shingles(self.text(number), normalised=True)
             similarity = jaccard(own, other)
             if similarity >= self.banding.threshold:
                 found.append(Match(number, similarity))
