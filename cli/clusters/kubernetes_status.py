@@ -115,7 +115,6 @@ def job_status(
     if state is JobState.PENDING and any((p.get("status") or {}).get("phase") == "Running" for p in pods):
         state = JobState.RUNNING
     reason, code = explain(job, state, pods, events, workload)
-    failed_pods = sum(1 for p in pods if (p.get("status") or {}).get("phase") == "Failed")
     attempt = (meta.get("annotations") or {}).get(f"{PREFIX}/attempt", "1")
     ended = _holds(job, "Complete") or _holds(job, "Failed") or {}
     return JobStatus(
@@ -126,7 +125,7 @@ def job_status(
         reason=one_line(reason),
         exit_code=0 if state is JobState.SUCCEEDED else code,
         attempt=int(attempt) if attempt.isdigit() else 1,
-        restarts=max(int(status.get("failed") or 0), failed_pods),
+        restarts=int(status.get("failed") or 0),
         shards=int(spec.get("completions") or 1) if indexed else 1,
         shards_done=completed if indexed else int(state is JobState.SUCCEEDED),
         shards_failed=count_indexes(status.get("failedIndexes")),
