@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from cli.clusters.base import Cluster
-from cli.output import STATE_STYLES, say
+from cli.output import STATE_STYLES, print_table, say
 from cli.view import ROW_HEAD, RunView, driver_job, row_cells, view
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, TemporaryError
@@ -79,6 +79,15 @@ def _look(store: ArtifactStore, cluster: Cluster, run: str) -> RunView | None:
         return view(store, cluster, run)
     except TemporaryError:
         return None  # the next look may succeed; the run does not depend on ours
+
+
+def show(found: RunView) -> None:
+    """Print a run once."""
+    print_table(ROW_HEAD, map(row_cells, found.rows))
+    say(f"\nrun {found.record.run}: {found.state}{' - ' + found.message if found.message else ''}")
+    for row in found.rows:
+        if row.message and row.message not in found.message:
+            say(f"{row.stage}: {row.message}")
 
 
 def table(found: RunView) -> Group:

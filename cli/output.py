@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ STATE_STYLES = {
     "fail": "bold red",
 }
 
+_CODES = {"green": 32, "cyan": 36, "yellow": 33, "magenta": 35, "bold red": "1;31"}
+
 
 def console(*, stderr: bool = False) -> Console:
     """A rich console; rich is imported late because it takes a tenth of a second."""
@@ -42,21 +45,24 @@ def say(text: str = "", *, err: bool = False) -> None:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str = "nothing there") -> None:
-    """A table in kubectl's manner: capitals above, columns by spaces, no frames."""
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in head:
-        table.add_column(name.upper(), no_wrap=name.lower() not in ("message", "what"), overflow="fold")
-    count = 0
-    for row in rows:
-        count += 1
-        table.add_row(*(Text(str(cell), style=STATE_STYLES.get(str(cell), "")) for cell in row))
-    if count:
-        console().print(table)
-    else:
+    """A table in kubectl's manner: capitals above, columns by spaces, nothing ever cut off."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if not cells:
         say(empty, err=True)
+        return
+    widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(head)]
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    say("  ".join(name.upper().ljust(width) for name, width in zip(head, widths, strict=True)).rstrip())
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        if colour:
+            padded = [_coloured(text, cell) for text, cell in zip(padded, row, strict=True)]
+        say("  ".join(padded).rstrip())
+
+
+def _coloured(text: str, cell: str) -> str:
+    style = STATE_STYLES.get(cell)
+    return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if style else text
 
 
 def age(moment: datetime | None) -> str:

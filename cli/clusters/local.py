@@ -130,8 +130,8 @@ class LocalCluster:
 
     def _spawn(self, job: Path, lock: int) -> None:
         secrets = self._s3_env()  # handed on by the environment: never written into the Job's folder
-        if self._component(job) == "scrape":
-            secrets |= self._telegram_env()
+        if json.loads((job / "job.json").read_text(encoding="utf-8"))["spec"].get("channel"):
+            secrets |= self._telegram_env()  # only a scrape that talks to Telegram needs the session
         with (job / "supervisor.log").open("ab") as out:
             subprocess.Popen(
                 [sys.executable, "-m", "cli.clusters.supervisor", str(job), str(lock)],
@@ -236,9 +236,6 @@ class LocalCluster:
         finally:
             os.close(lock)
         return False
-
-    def _component(self, job: Path) -> str:
-        return str(json.loads((job / "job.json").read_text(encoding="utf-8"))["component"])
 
     def _read_state(self, job: Path) -> dict[str, Any]:
         try:

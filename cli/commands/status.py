@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
@@ -21,15 +22,15 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a run. Exits with the run's own code after --watch."""
-    from cli.follow import follow, table
-    from cli.output import console, print_json
+    from cli.follow import follow, show
+    from cli.output import print_json
     from cli.view import view
 
     _, store, cluster = options.places()
     found = follow(store, cluster, run, quiet=OPTIONS.quiet or as_json) if watch else view(store, cluster, run)
     if as_json:
         print_json(found.as_json())
-    elif not watch or OPTIONS.quiet or not console().is_terminal:
-        console().print(table(found))
+    elif not watch or OPTIONS.quiet or not sys.stdout.isatty():
+        show(found)
     if watch and found.state != "succeeded":
         raise typer.Exit(found.exit_code or 1)
