@@ -1,0 +1,31 @@
+"""Low-rank adapters (Hu et al. 2021, arXiv 2106.09685) by peft: small trained matrices beside frozen weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.specs import LoraSettings, SpecError
+
+
+def adapted(model: Any, settings: LoraSettings) -> Any:
+    """The model with adapters on ``target_modules``, by default on all linear layers but the head.
+
+    Raises SpecError when the model has no module of such a name.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    targets = list(settings.target_modules) if settings.target_modules else "all-linear"
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in model.modules()),  # GPT-2 stores its matrices transposed
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        names = ", ".join(sorted({n.rpartition(".")[2] for n, m in model.named_modules() if hasattr(m, "weight")})[:12])
+        raise SpecError(f"the spec: lora.target_modules: the model has no such modules; it has {names}") from error
