@@ -355,17 +355,18 @@ class ControlPlane:
 
     def _condition(self, thing: Object, kind: str, reason: str, message: str, status: str = "True") -> None:
         found = thing.setdefault("status", {}).setdefault("conditions", [])
-        found[:] = [c for c in found if c["type"] != kind]
         new = {"type": kind, "status": status, "reason": reason, "message": message}
+        if any(new.items() <= c.items() for c in found):
+            return
+        found[:] = [c for c in found if c["type"] != kind]
         found.append({**new, "lastTransitionTime": self._stamp()})
 
     def event(self, thing: Object, kind: str, reason: str, message: str) -> None:
-        """Record an event about an object; the same one again only counts."""
+        """Record an event about an object, once."""
         meta = thing["metadata"]
         name = f"{meta['name']}.{reason.lower()}"
         key = ("events", meta["namespace"], name)
         if key in self.objects:
-            self.objects[key]["lastTimestamp"] = self._stamp()
             return
         new = {
             "metadata": {"name": name, "namespace": meta["namespace"]},
