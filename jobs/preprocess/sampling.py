@@ -1,0 +1,43 @@
+"""What is measured on a sample of the posts: languages, and how many tokens capitals cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jobs.preprocess.corpus import Ints
+from jobs.preprocess.measure import share
+from jobs.preprocess.rules import language_detector
+from jobs.preprocess.tokenizer import TokenizerInfo, encoder
+
+if TYPE_CHECKING:
+    from jobs.preprocess.pipeline import Corpus
+
+SAMPLE = 1000  # posts
+MOST_CHARACTERS = 2000  # of a post
+MIN_SCORE = 0.3
+
+
+def sample_texts(corpus: Corpus, kept: Ints) -> list[str]:
+    """Texts of evenly spread posts."""
+    places = np.unique(np.linspace(0, len(kept) - 1, min(SAMPLE, len(kept))).round().astype(np.int64))
+    return [t[:MOST_CHARACTERS] for t in corpus.rows.part(kept[places]).texts()]
+
+
+def language_shares(texts: list[str]) -> list[tuple[str, float]]:
+    """(ISO 639 code, share) by frequency; ``?`` for posts that do not tell."""
+    detect = language_detector()
+    counts: Counter[str] = Counter()
+    for text in texts:
+        language, score = detect(text)
+        counts[language if language and score >= MIN_SCORE else "?"] += 1
+    return [(name, share(count, len(texts))) for name, count in sorted(counts.items(), key=lambda i: (-i[1], i[0]))]
+
+
+def token_economy(texts: list[str], tokenizer: TokenizerInfo) -> dict[str, float]:
+    """Tokens a character of the texts as they are, in lower case and in capitals."""
+    encode = encoder(tokenizer.file).encode
+    forms = {"as written": texts, "lower case": [t.lower() for t in texts], "capitals": [t.upper() for t in texts]}
+    return {name: share(sum(map(len, encode(form))), max(1, sum(map(len, form)))) for name, form in forms.items()}

@@ -1,0 +1,192 @@
+"""The dataset's tokenizer: the base model's own, or a byte-level BPE made from the train posts for scratch models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jobs.artifacts import ArtifactStore
+from jobs.specs import ConfigError, DataError, PreprocessSpec, SpecError
+
+SCRATCH = "scratch:"
+SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+#: Files of a model artefact that make its tokenizer.
+FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges*",
+    "special_tokens*",
+    "added_tokens*",
+    "config.json",
+    "*.model",
+    "chat_template*",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerInfo:
+    """A tokenizer folder that AutoTokenizer can load, and its numbers."""
+
+    folder: Path
+    source: str
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    vocab_size: int
+
+    @property
+    def file(self) -> Path:
+        """The ``tokenizers`` library's own file."""
+        return self.folder / "tokenizer.json"
+
+
+def is_scratch(spec: PreprocessSpec) -> bool:
+    """Whether the tokenizer is made from the posts. Raises SpecError for a scratch model without a size."""
+    if spec.base_model is not None or not spec.model.startswith(SCRATCH):
+        return False
+    if not spec.model.removeprefix(SCRATCH):
+        raise SpecError("model: write scratch:SIZE, as in scratch:tiny")
+    return True
+
+
+def train_bpe(texts: Iterable[list[str]], vocab_size: int, folder: Path, source: str) -> TokenizerInfo:
+    """Make a byte-level BPE of at most ``vocab_size`` tokens; there are fewer when the text has no more pairs.
+
+    Every text comes back unchanged from it: it has all bytes, no normaliser, and adds no space. ``texts`` comes
+    in lists. The same texts give the same tokenizer, in any order and with any number of threads.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token=None))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL.values()],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    config = {
+        **SPECIAL,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,
+        # A post that holds "</s>" means these characters, not the token.
+        "split_special_tokens": True,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(
+        json.dumps(SPECIAL, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+    )
+    ids = {name: list(SPECIAL.values()).index(token) for name, token in SPECIAL.items()}  # they come first
+    return TokenizerInfo(
+        folder,
+        source,
+        bos_token_id=ids["bos_token"],
+        eos_token_id=ids["eos_token"],
+        pad_token_id=ids["pad_token"],
+        vocab_size=tokenizer.get_vocab_size(),
+    )
+
+
+def load_pretrained(spec: PreprocessSpec, store: ArtifactStore, scratch: Path, folder: Path) -> TokenizerInfo:
+    """The tokenizer of ``spec.base_model`` or of the hub's ``spec.model``, saved to ``folder``.
+
+    Raises ConfigError when it cannot be had, DataError when the base model has none.
+    """
+    if spec.base_model is not None:
+        source = spec.base_model
+        store.download(spec.base_model, scratch, *FILES)
+        if not any(scratch.iterdir() if scratch.is_dir() else ()):
+            raise DataError(f"{spec.base_model} has no tokenizer files; mirror the model again")
+        tokenizer = _auto_tokenizer(str(scratch), None, source)
+    else:
+        source = spec.model
+        tokenizer = _auto_tokenizer(spec.model, spec.revision, source)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ConfigError(f"{source} has no fast tokenizer (tokenizer.json); choose a model that has one")
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    begin, end = (end if begin is None else begin), (begin if end is None else end)
+    if begin is None or end is None:
+        raise ConfigError(f"the tokenizer of {source} has neither a begin nor an end token; posts cannot be framed")
+    tokenizer.save_pretrained(str(folder))
+    _forget_origin(folder / "tokenizer_config.json")
+    return TokenizerInfo(
+        folder,
+        source,
+        bos_token_id=int(begin),
+        eos_token_id=int(end),
+        pad_token_id=int(end if pad is None else pad),
+        vocab_size=len(tokenizer),
+    )
+
+
+def _auto_tokenizer(name: str, revision: str | None, source: str) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    options = {} if revision is None else {"revision": revision}
+    try:
+        return AutoTokenizer.from_pretrained(name, use_fast=True, trust_remote_code=False, **options)
+    except Exception as error:  # a dozen kinds, by what is missing: network, name, token, files, packages
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"cannot load the tokenizer of {source}: check the name and revision, the network and HF_TOKEN, or "
+            f"mirror the model into the bucket and name that ({type(error).__name__}: {reason})"
+        ) from error
+
+
+def _forget_origin(path: Path) -> None:
+    """Take out where the tokenizer was loaded from: a temporary folder here, another one next time."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        return
+    for name in ("name_or_path", "tokenizer_file", "vocab_file", "merges_file", "is_local", "local_files_only"):
+        config.pop(name, None)
+    path.write_text(json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+class Encoder:
+    """Texts to token ids, without frame; special tokens that are written out in a text are text."""
+
+    def __init__(self, file: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(file))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text."""
+        return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of ids."""
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    def line_ends(self, size: int) -> NDArray[np.bool_]:
+        """For each of the vocabulary's ``size`` tokens whether its text ends in a line break."""
+        return np.array([self._tokenizer.decode([n], skip_special_tokens=False).endswith("\n") for n in range(size)])
+
+
+@lru_cache(maxsize=2)
+def encoder(file: Path) -> Encoder:
+    """The encoder of a file, loaded once a process."""
+    return Encoder(file)
