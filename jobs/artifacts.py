@@ -10,25 +10,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
-import posixpath
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from tqdm import tqdm
 
 from jobs import __version__
 from jobs.leases import Lease, lease_name
-from jobs.specs import ID_LENGTH, KINDS, DataError, NotFoundError, describe
-from jobs.storage import MIB, Bucket, ObjectInfo, S3Settings, UploadStream
+from jobs.manifest import MANIFEST, FileEntry, Manifest, safe_path
+from jobs.specs import ID_LENGTH, KINDS, DataError, Interrupted, NotFoundError, describe
+from jobs.storage import Bucket, ObjectInfo, S3Settings
+from jobs.streams import MIB, UploadStream
 
 __all__ = [
+    "MANIFEST",
     "ArtifactStore",
     "ArtifactWriter",
     "Bucket",
@@ -40,75 +42,10 @@ __all__ = [
     "hash_file",
 ]
 
-MANIFEST = "manifest.json"
-MAX_FILES = 100_000
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 HASH_CHUNK = 4 * MIB
-
-
-def _safe_path(path: str) -> str:
-    """A manifest may come from a bucket that others can write to: a file's path must stay in its folder."""
-    clean = posixpath.normpath(path)
-    bad = path != clean or path.startswith(("/", "..")) or "\\" in path or "\0" in path or path in (".", MANIFEST)
-    if bad or len(path) > 512:
-        raise ValueError(f"{path[:100]!r} is not a path inside an artefact")
-    return path
-
-
-class FileEntry(BaseModel):
-    """One file: path within its artefact, size in bytes, SHA-256 in hex.
-
-    ``artifact`` is set when the file lies in the folder of another artefact, as the shards of a posts
-    artefact's ancestors do.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    path: Annotated[str, AfterValidator(_safe_path)]
-    size: int = Field(ge=0)
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    artifact: str | None = Field(default=None, pattern=rf"^[a-z]{{1,20}}/[0-9a-f]{{{ID_LENGTH}}}$")
-
-
-class Manifest(BaseModel):
-    """What an artefact is: the commit record, ``manifest.json``. Times are UTC."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: int = Field(default=1, ge=1, le=1)
-    kind: str
-    id: str
-    stage: str
-    spec: dict[str, Any]
-    inputs: dict[str, str] = Field(default_factory=dict)
-    parent: str | None = None
-    files: tuple[FileEntry, ...] = Field(max_length=MAX_FILES)
-    counts: dict[str, int | float] = Field(default_factory=dict)
-    info: dict[str, Any] = Field(default_factory=dict)
-    run: str | None = None
-    code_version: str
-    started: datetime
-    created: datetime
-
-    @property
-    def ref(self) -> str:
-        """``kind/id``."""
-        return f"{self.kind}/{self.id}"
-
-    @property
-    def size(self) -> int:
-        """Bytes of the artefact's own files."""
-        return sum(f.size for f in self.files if f.artifact is None)
-
-    def file(self, path: str) -> FileEntry:
-        """The entry of one file; NotFoundError when the manifest does not list it."""
-        for entry in self.files:
-            if entry.path == path:
-                return entry
-        raise NotFoundError(f"artefact {self.ref} has no file {path}")
-
-    def matching(self, *patterns: str) -> list[FileEntry]:
-        """Entries whose path matches one of the shell patterns, in the manifest's order."""
-        return [f for f in self.files if any(fnmatch(f.path, p) for p in patterns)]
 
 
 def hash_file(path: Path) -> tuple[str, int]:
@@ -164,11 +101,19 @@ class ArtifactStore:
         return found
 
     def list(self, *kinds: str) -> Iterator[Manifest]:
-        """Manifests of all committed artefacts, kind by kind. Damaged ones raise as in ``find``."""
+        """Manifests of all committed artefacts, kind by kind. A damaged one is left out with a warning."""
+
+        def find(ref: str) -> Manifest | None:
+            try:
+                return self.find(ref)
+            except DataError as error:
+                log.warning("left out: %s", error)
+                return None
+
         for kind in kinds or KINDS:
             refs = [f"{kind}/{name}" for name in self.bucket.folders(f"{kind}/")]
             with ThreadPoolExecutor(8) as pool:
-                yield from (m for m in pool.map(self.find, refs) if m is not None)
+                yield from (m for m in pool.map(find, refs) if m is not None)
 
     def resolve(self, text: str, kind: str | None = None) -> str:
         """The one ``kind/id`` that a user's text means: whole or abbreviated, with or without the kind."""
@@ -206,9 +151,14 @@ class ArtifactStore:
         """A file's bytes, verified. Raises DataError when it is larger than ``max_size`` bytes."""
         if entry.size > max_size:
             raise DataError(f"{ref}/{entry.path} is too large to be read at once ({entry.size} bytes)")
-        data = self.bucket.get_bytes(self.key_of(ref, entry), max_size=max_size)
-        _verify(hashlib.sha256(data).hexdigest(), len(data), entry, self.bucket.url(self.key_of(ref, entry)))
-        return data
+        key = self.key_of(ref, entry)
+
+        def fetch() -> bytes:
+            data = self.bucket.get_bytes(key, max_size=max_size)
+            _verify(hashlib.sha256(data).hexdigest(), len(data), entry, self.bucket.url(key))
+            return data
+
+        return _twice(fetch)
 
     def download(self, ref: str, dest: Path, *patterns: str, manifest: Manifest | None = None) -> Manifest:
         """Download an artefact's files (all, or those that match a pattern) below ``dest``, verified.
@@ -226,9 +176,13 @@ class ArtifactStore:
                     advance(entry.size)
                     return
                 part = target.with_name(f".{target.name}.{os.getpid()}.part")
-                try:
+
+                def attempt() -> None:
                     self.bucket.download_file(self.key_of(ref, entry), part, advance)
                     _verify(*hash_file(part), entry, self.bucket.url(self.key_of(ref, entry)))
+
+                try:
+                    _twice(attempt)
                     part.replace(target)
                 finally:
                     part.unlink(missing_ok=True)
@@ -238,16 +192,19 @@ class ArtifactStore:
 
     # -- writing
 
-    def writer(self, ref: str) -> ArtifactWriter:
-        """Begin to write a folder (an artefact ``kind/id``, a checkpoint …); ``commit`` makes it exist."""
-        return ArtifactWriter(self, ref)
+    def writer(self, ref: str, *, guard: Callable[[], None] | None = None) -> ArtifactWriter:
+        """Begin to write a folder (an artefact ``kind/id``, a checkpoint …); ``commit`` makes it exist.
+
+        ``guard`` is called before each file is written and may raise: a lease's ``ensure``.
+        """
+        return ArtifactWriter(self, ref, guard)
 
     def remove(self, ref: str) -> int:
         """Delete an artefact: the manifest first, so that no reader meets half of it. Returns objects deleted."""
-        removed = self.bucket.delete([f"{ref}/{MANIFEST}"])
-        return removed + self.bucket.delete(
-            o.path for o in list(self.bucket.list(f"{ref}/")) if o.path != f"{ref}/{MANIFEST}"
-        )
+        first = f"{ref}/{MANIFEST}"
+        paths = [o.path for o in self.bucket.list(f"{ref}/")]
+        removed = self.bucket.delete(p for p in paths if p == first)
+        return removed + self.bucket.delete(p for p in paths if p != first)
 
     def lease(self, name: str, *, holder: str, waiting: Callable[[str], None] | None = None) -> Lease:
         """A lease on ``name``, to be held with ``with``."""
@@ -256,15 +213,16 @@ class ArtifactStore:
     # -- shared by both directions
 
     def _all(self, work: Callable[[Any], object], items: Iterable[Any]) -> None:
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="transfer") as pool:
-            futures = [pool.submit(work, item) for item in items]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                for future in futures:
-                    future.cancel()
-                raise
+        pool = ThreadPoolExecutor(self._workers, thread_name_prefix="transfer")
+        wait = True
+        try:
+            for future in [pool.submit(work, item) for item in items]:
+                future.result()
+        except (Interrupted, KeyboardInterrupt):
+            wait = False  # whoever interrupts has seconds, and what is under way may be gigabytes
+            raise
+        finally:
+            pool.shutdown(wait=wait, cancel_futures=True)
 
     @contextlib.contextmanager
     def _bar(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -282,6 +240,17 @@ class ArtifactStore:
 def _verify(sha256: str, size: int, entry: FileEntry, where: str) -> None:
     if (sha256, size) != (entry.sha256, entry.size):
         raise DataError(f"{where} is damaged: its {size} bytes are not the {entry.size} that the manifest names")
+
+
+def _twice(fetch: Callable[[], T]) -> T:
+    """Bytes that do not verify may have been damaged on the way: that deserves a second try, and only one."""
+    try:
+        return fetch()
+    except NotFoundError:
+        raise
+    except DataError as error:
+        log.warning("%s; reading it once more", error)
+        return fetch()
 
 
 def _order(entry: FileEntry) -> tuple[bool, str]:
@@ -309,6 +278,9 @@ class _VerifyingReader(io.RawIOBase):
             _verify(self._digest.hexdigest(), self._size, self._entry, self._where)
         return len(data)
 
+    def readall(self) -> bytes:  # that of RawIOBase asks for 8 KiB at a time
+        return b"".join(iter(lambda: self.read(MIB) or b"", b""))
+
     def close(self) -> None:
         self._raw.close()
         super().close()
@@ -317,20 +289,36 @@ class _VerifyingReader(io.RawIOBase):
 class ArtifactWriter:
     """Collects a folder's files in the bucket; nothing exists for readers until ``commit``."""
 
-    def __init__(self, store: ArtifactStore, ref: str) -> None:
+    def __init__(self, store: ArtifactStore, ref: str, guard: Callable[[], None] | None = None) -> None:
         self.store = store
         self.ref = ref
+        self._guard = guard
         self.started = datetime.now(UTC)
         self._entries: dict[str, FileEntry] = {}
         self._lock = threading.Lock()
 
     def _add(self, entry: FileEntry) -> FileEntry:
         with self._lock:
+            before = self._entries.get(entry.path)
+            if before is not None and before.artifact != entry.artifact:
+                raise ValueError(
+                    f"{entry.path} is in {before.artifact or self.ref} and in {entry.artifact or self.ref}"
+                )
             self._entries[entry.path] = entry
         return entry
 
+    def _begin(self, path: str) -> None:
+        """What must hold before the first byte goes out: a file named like the manifest would pass for one."""
+        if self._guard is not None:
+            self._guard()
+        try:
+            safe_path(path)
+        except ValueError as error:
+            raise DataError(f"{error}; rename the file") from error
+
     def put_bytes(self, path: str, data: bytes) -> FileEntry:
         """Write a small file."""
+        self._begin(path)
         entry = FileEntry(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
         self.store.bucket.put_bytes(f"{self.ref}/{path}", data)
         return self._add(entry)
@@ -341,6 +329,7 @@ class ArtifactWriter:
             return self._put_file(local, path or local.name, advance)
 
     def _put_file(self, local: Path, path: str, advance: Callable[[int], None]) -> FileEntry:
+        self._begin(path)
         with ThreadPoolExecutor(1) as pool:
             hashed = pool.submit(hash_file, local)
             self.store.bucket.upload_file(local, f"{self.ref}/{path}", advance)
@@ -355,6 +344,7 @@ class ArtifactWriter:
 
     def open(self, path: str) -> HashingStream:
         """Write a file as a stream of any length, in bounded memory; leaving the ``with`` by an error drops it."""
+        self._begin(path)
         return HashingStream(self, path, self.store.bucket.create(f"{self.ref}/{path}"))
 
     def adopt(self, entry: FileEntry) -> FileEntry:
@@ -389,9 +379,9 @@ class ArtifactWriter:
             started=self.started,
             created=datetime.now(UTC),
         )
-        self.store.bucket.put_bytes(
-            f"{self.ref}/{MANIFEST}", manifest.model_dump_json(indent=1).encode(), content_type="application/json"
-        )
+        text = manifest.model_dump_json(indent=1)
+        Manifest.model_validate_json(text)  # what cannot be read back (a count that is not a number) is no commit
+        self.store.bucket.put_bytes(f"{self.ref}/{MANIFEST}", text.encode(), content_type="application/json")
         return manifest
 
 

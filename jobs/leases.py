@@ -5,6 +5,9 @@ S3 has promised since December 2020: whoever wants the lease writes a claim of i
 holds the lease only if no other living claim is there; otherwise it withdraws, waits a random while and tries
 again. If two claims are written before either list, both see two and both withdraw; if one lists first, the
 other sees it. So two never hold it together. Age is measured with the server's clock alone.
+
+A holder that was out of touch for long (a dead network, a suspended machine) may have been judged dead meanwhile,
+so it asks before it goes on: ``ensure``.
 """
 
 from __future__ import annotations
@@ -22,12 +25,13 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from jobs.specs import BugurtError, DataError, NotFoundError
+from jobs.specs import BugurtError, DataError, NotFoundError, TemporaryError
 from jobs.storage import Bucket, ObjectInfo
 
 log = logging.getLogger(__name__)
 
 TTL = 60.0  # seconds without a sign of life after which a claim is dead
+LATE = 0.75  # of that time: from here on a holder is not sure of its claim any more
 
 
 def _process_start(pid: int) -> str | None:
@@ -52,7 +56,7 @@ class Lease:
     """Hold ``name`` while the ``with`` block runs; waits until it is free.
 
     ``waiting`` is called with a sentence when somebody else holds it, and may raise to give up. ``lost`` is set
-    when the claim could not be renewed for so long that others may take it.
+    once somebody else has, or may have, taken it over; it is not asked for again then.
     """
 
     def __init__(
@@ -66,18 +70,22 @@ class Lease:
     ) -> None:
         self._bucket, self._folder, self._ttl = bucket, f"leases/{name}/", ttl
         self._waiting = waiting
-        self._token = uuid.uuid4().hex
-        self._path = f"{self._folder}{self._token}.json"
+        self._path = self._new_path()
         self._body = json.dumps(
             {"holder": holder, "host": _host(), "pid": os.getpid(), "start": _process_start(os.getpid())}
         ).encode()
         self._stop = threading.Event()
         self.lost = threading.Event()
         self._thread: threading.Thread | None = None
+        self._renewing = threading.Lock()
+        self._renewed = time.monotonic()
 
-    def _others(self) -> list[ObjectInfo]:
+    def _new_path(self) -> str:
+        return f"{self._folder}{uuid.uuid4().hex}.json"
+
+    def _others(self, *ours: str) -> list[ObjectInfo]:
         """Living claims that are not ours; dead ones are removed on the way."""
-        claims = [c for c in self._bucket.list(self._folder) if c.path != self._path]
+        claims = [c for c in self._bucket.list(self._folder) if c.path != self._path and c.path not in ours]
         if not claims:
             return []
         now = self._bucket.server_time()
@@ -110,6 +118,7 @@ class Lease:
         told = False
         while True:
             if not self._others():
+                self._renewed = time.monotonic()
                 self._bucket.put_bytes(self._path, self._body)
                 if not self._others():
                     break
@@ -122,29 +131,68 @@ class Lease:
             time.sleep(random.uniform(0.2, 1.0))  # noqa: S311  # breaks the tie; S3 has no events to wait for
         if told:
             log.info("the wait is over")
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
+    def ensure(self, *, ask: bool = False) -> None:
+        """Raise TemporaryError unless the lease is still ours; ``ask`` the bucket even if there is no doubt.
+
+        Without a doubt and without ``ask`` this costs nothing, so it can stand before every upload.
+        """
+        if not self.lost.is_set() and (ask or time.monotonic() - self._renewed > self._ttl * LATE):
+            self._renew()
+        if self.lost.is_set():
+            raise TemporaryError(
+                f"the lease {self._folder.rstrip('/')} was lost: this process was out of touch with the bucket for "
+                "too long, and another may be at work on the same thing"
+            )
+
     def _renew(self) -> None:
-        last = time.monotonic()
-        while not self._stop.wait(self._ttl / 4):
-            try:
+        """Show a sign of life, or find out that the lease is lost."""
+        with self._renewing:
+            if self._stop.is_set() or self.lost.is_set():
+                return
+            began = time.monotonic()
+            claim = self._bucket.head(self._path)
+            if claim is None:  # judged dead and removed
+                self.lost.set()
+                return
+            age = (self._bucket.server_time() - claim.modified).total_seconds()
+            if max(age, began - self._renewed) <= self._ttl * LATE:
                 self._bucket.put_bytes(self._path, self._body)
-                last = time.monotonic()
+            else:
+                # Somebody may be about to remove this claim. A new one follows the rule for everybody: it holds
+                # only if no other is there.
+                before, self._path = self._path, self._new_path()
+                self._bucket.put_bytes(self._path, self._body)
+                if self._others(before):
+                    self.lost.set()
+                    self._bucket.delete([before, self._path])
+                    return
+                self._bucket.delete([before])
+            self._renewed = began
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._ttl / 4) and not self.lost.is_set():
+            try:
+                self._renew()
             except BugurtError as error:
                 log.warning("could not renew the lease: %s", error)
-                if time.monotonic() - last > self._ttl * 0.75:
-                    self.lost.set()
+        if self.lost.is_set():
+            log.error("the lease %s was lost", self._folder.rstrip("/"))
 
     def release(self) -> None:
         """Give it back; never raises, for the claim dies by itself."""
         self._stop.set()
-        if self._thread is not None:
-            self._thread.join()
+        if not self._renewing.acquire(timeout=10):
+            log.warning("could not give the lease back, it will expire: the bucket does not answer")
+            return
         try:
             self._bucket.delete([self._path])
         except BugurtError as error:
             log.warning("could not give the lease back, it will expire: %s", error)
+        finally:
+            self._renewing.release()
 
     def __enter__(self) -> Lease:
         try:

@@ -6,17 +6,14 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import mimetypes
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import boto3
 import botocore.exceptions as bx
@@ -25,13 +22,13 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
 from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
+from jobs.streams import MIB, UploadStream, open_ranged
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-MIB = 1024 * 1024
 PART_SIZE = 16 * MIB  # of a multipart transfer; 10,000 parts, S3's limit, then hold 156 GiB
-READ_SIZE = 8 * MIB  # of one ranged request of a stream
+STREAM_PARTS = 3  # parts of a stream on their way at a time: with one being filled, 64 MiB of memory
 SMALL_OBJECT = 64 * MIB  # bound on what is read into memory whole: manifests, progress, logs
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
@@ -44,6 +41,22 @@ _BAD_CREDENTIALS = {
     "TokenRefreshRequired",
     "401",
 }
+#: boto3's words for an AWS configuration, profile or sign-on that cannot work, however often it is tried.
+_BAD_SETTINGS = (
+    bx.ProfileNotFound,
+    bx.ConfigNotFound,
+    bx.ConfigParseError,
+    bx.InvalidConfigError,
+    bx.NoRegionError,
+    bx.InvalidRegionError,
+    bx.ParamValidationError,
+    bx.UnknownCredentialError,
+    bx.MissingDependencyException,
+    bx.SSOError,
+    bx.LoginError,
+    bx.NoAuthTokenError,
+    bx.SSLError,
+)
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 
 
@@ -111,7 +124,7 @@ def translate(error: BaseException, doing: str, settings: S3Settings) -> BugurtE
             f"{doing}: no S3 credentials were found; set BUGURT_S3_ACCESS_KEY_ID and "
             "BUGURT_S3_SECRET_ACCESS_KEY, or the AWS environment or profile"
         )
-    if isinstance(cause, bx.ProfileNotFound | bx.NoRegionError | bx.ParamValidationError | bx.SSLError):
+    if isinstance(cause, _BAD_SETTINGS):
         return ConfigError(f"{doing}: {_one_line(cause)}")
     if isinstance(cause, ValueError):  # botocore's word for an endpoint or a bucket name that is not one
         return ConfigError(f"{doing}: {_one_line(cause)}; look at BUGURT_S3_ENDPOINT and BUGURT_S3_BUCKET")
@@ -144,6 +157,8 @@ def _client_error(error: bx.ClientError, doing: str, settings: S3Settings) -> Bu
         )
     if code in ("InvalidBucketName", "PermanentRedirect", "IllegalLocationConstraintException"):
         return ConfigError(f"{doing}: {_one_line(error)}; check bucket, region and endpoint")
+    if code == "InvalidRange":
+        return DataError(f"{doing}: the object is shorter than it should be")
     if code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage") or status == 507:
         return TemporaryError(f"{doing}: the storage behind {where} is full; free some space and try again")
     return TemporaryError(f"{doing}: {where} answered {code or status}: {_one_line(error)}")
@@ -161,15 +176,21 @@ class Bucket:
         self._transfer = TransferConfig(
             multipart_threshold=PART_SIZE, multipart_chunksize=PART_SIZE, max_concurrency=max_concurrency
         )
+        self._stream_transfer = TransferConfig(
+            multipart_threshold=PART_SIZE, multipart_chunksize=PART_SIZE, max_concurrency=STREAM_PARTS
+        )
+        self._stream_transfer.max_in_memory_upload_chunks = STREAM_PARTS
 
     def _connect(self) -> S3Client:
         s = self.settings
-        addressing: Any = {None: "auto", True: "path", False: "virtual"}[s.path_style]
-        if s.path_style is None and s.endpoint:
-            addressing = "path"  # few servers but AWS answer to bucket names as host names
+        addressing: Any = None  # boto3's own choice, or that of the AWS configuration file
+        if s.path_style is not None:
+            addressing = {"addressing_style": "path" if s.path_style else "virtual"}
+        elif s.endpoint:
+            addressing = {"addressing_style": "path"}  # few servers but AWS answer to bucket names as host names
         config = Config(
             signature_version="s3v4",
-            s3={"addressing_style": addressing},
+            s3=addressing,
             retries={"mode": "standard", "total_max_attempts": 8},
             connect_timeout=10,
             read_timeout=60,
@@ -216,10 +237,11 @@ class Bucket:
             try:
                 self.client.head_bucket(Bucket=self.settings.bucket)
             except bx.ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") != 404:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == 404:
+                    error.response["Error"]["Code"] = "NoSuchBucket"  # HEAD has no body to name it
                     raise
-                error.response["Error"]["Code"] = "NoSuchBucket"  # HEAD has no body to name it
-                raise
+                # The answer to a listing has a body, which says what is wrong with the request.
+                self.client.list_objects_v2(Bucket=self.settings.bucket, Prefix=self.key("leases/none"), MaxKeys=1)
 
     def get_bytes(self, path: str, *, max_size: int = SMALL_OBJECT) -> bytes:
         """A small object whole. Raises NotFoundError, or DataError when it is larger than ``max_size``."""
@@ -293,7 +315,8 @@ class Bucket:
             )
             failed = [e for e in answer.get("Errors", []) if e.get("Code") not in _MISSING]
             if failed:
-                raise TemporaryError(f"deleting {failed[0].get('Key')}: {failed[0].get('Message')}")
+                kind = ConfigError if failed[0].get("Code") in _FORBIDDEN else TemporaryError
+                raise kind(f"deleting {failed[0].get('Key')}: {failed[0].get('Message') or failed[0].get('Code')}")
             batch.clear()
 
         with self._errors("deleting"):
@@ -349,13 +372,44 @@ class Bucket:
                 self.settings.bucket, self.key(path), str(local), Callback=progress, Config=self._transfer
             )
 
+    def get_range(self, path: str, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start`` on. Raises DataError when the object ends before them."""
+        with self._errors(f"reading {path}"):
+            for attempt in range(5):
+                try:
+                    answer = self.client.get_object(
+                        Bucket=self.settings.bucket, Key=self.key(path), Range=f"bytes={start}-{start + length - 1}"
+                    )
+                    data = answer["Body"].read()
+                    if len(data) == length:
+                        return data
+                    problem: Exception = DataError(
+                        f"{self.url(path)} gave {len(data)} bytes where {length} were asked for"
+                    )
+                except (bx.IncompleteReadError, bx.ResponseStreamingError, bx.ReadTimeoutError, OSError) as error:
+                    problem = error
+                if attempt == 4:
+                    raise problem
+        raise AssertionError("unreachable")
+
+    def put_stream(self, path: str, source: BinaryIO) -> None:
+        """Upload what ``source`` gives until its end, without knowing the length beforehand."""
+        with self._errors(f"uploading {path}"):
+            self.client.upload_fileobj(
+                source,
+                self.settings.bucket,
+                self.key(path),
+                ExtraArgs={"ContentType": content_type_of(path)},
+                Config=self._stream_transfer,
+            )
+
     def open(self, path: str, size: int) -> BinaryIO:
         """Read an object of ``size`` bytes as a stream; broken connections are mended on the way."""
-        return cast(BinaryIO, io.BufferedReader(_RangedReader(self, path, size), READ_SIZE))
+        return open_ranged(lambda start, length: self.get_range(path, start, length), size)
 
     def create(self, path: str) -> UploadStream:
         """Write an object of any size as a stream; it exists once ``close`` has returned."""
-        return UploadStream(self, path)
+        return UploadStream(lambda source: self.put_stream(path, source))
 
 
 def content_type_of(path: str) -> str:
@@ -364,153 +418,3 @@ def content_type_of(path: str) -> str:
         return "text/plain; charset=utf-8"
     guess = mimetypes.guess_type(path)[0] or "application/octet-stream"
     return f"{guess}; charset=utf-8" if guess.startswith("text/") or guess.endswith("json") else guess
-
-
-class _RangedReader(io.RawIOBase):
-    """Reads an object by ranged requests, each of which can be tried again."""
-
-    def __init__(self, bucket: Bucket, path: str, size: int) -> None:
-        self._bucket, self._path, self._size, self._at = bucket, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._size - self._at)
-        if wanted <= 0:
-            return 0
-        data = self._fetch(self._at, wanted)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
-
-    def _fetch(self, start: int, length: int) -> bytes:
-        bucket = self._bucket
-        with bucket._errors(f"reading {self._path}"):
-            for attempt in range(5):
-                try:
-                    answer = bucket.client.get_object(
-                        Bucket=bucket.settings.bucket,
-                        Key=bucket.key(self._path),
-                        Range=f"bytes={start}-{start + length - 1}",
-                    )
-                    data = answer["Body"].read()
-                    if len(data) == length:
-                        return data
-                    problem: Exception = DataError(
-                        f"{bucket.url(self._path)} gave {len(data)} bytes where {length} were asked for"
-                    )
-                except (bx.IncompleteReadError, bx.ResponseStreamingError, bx.ReadTimeoutError, OSError) as error:
-                    problem = error
-                if attempt == 4:
-                    raise problem
-        raise AssertionError("unreachable")
-
-
-class UploadStream(io.RawIOBase):
-    """A file object whose bytes go to S3 while they are written; memory is bounded by a few parts."""
-
-    def __init__(self, bucket: Bucket, path: str) -> None:
-        self._bucket, self._path = bucket, path
-        self._chunks: queue.Queue[bytes | None] = queue.Queue(maxsize=4)
-        self._pending = bytearray()
-        self._error: BaseException | None = None
-        self._cancelled = False
-        self._thread = threading.Thread(target=self._upload, name=f"upload {path}", daemon=True)
-        self._thread.start()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._pending += data
-        if len(self._pending) >= MIB:
-            self._send(bytes(self._pending))
-            self._pending.clear()
-        return len(data)
-
-    def _send(self, chunk: bytes | None) -> None:
-        while self._thread.is_alive():
-            try:
-                self._chunks.put(chunk, timeout=0.5)
-                return
-            except queue.Full:
-                continue
-        self._raise()
-
-    def _upload(self) -> None:
-        try:
-            self._bucket.client.upload_fileobj(
-                cast(BinaryIO, _QueueReader(self._chunks, lambda: self._cancelled)),
-                self._bucket.settings.bucket,
-                self._bucket.key(self._path),
-                ExtraArgs={"ContentType": content_type_of(self._path)},
-                Config=self._bucket._transfer,
-            )
-        except BaseException as error:  # handed to the writer, which raises it
-            self._error = error
-
-    def _raise(self) -> None:
-        if self._error is not None and not self._cancelled:
-            with self._bucket._errors(f"uploading {self._path}"):
-                raise self._error
-
-    def close(self) -> None:
-        """Finish the upload and wait for it."""
-        if self.closed:
-            return
-        try:
-            if self._pending:
-                self._send(bytes(self._pending))
-                self._pending.clear()
-            self._send(None)
-            self._thread.join()
-            self._raise()
-        finally:
-            super().close()
-
-    def abort(self) -> None:
-        """Throw away what was written: the object does not come to exist."""
-        if self.closed:
-            return
-        self._cancelled = True
-        self._pending.clear()
-        self._send(None)
-        self._thread.join()
-        super().close()
-
-    def __del__(self) -> None:
-        self.abort()  # IOBase would close, and so commit, what nobody finished
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self.abort()
-
-
-class _QueueReader:
-    """The reading end of an UploadStream, as s3transfer wants it."""
-
-    def __init__(self, chunks: queue.Queue[bytes | None], cancelled: Callable[[], bool]) -> None:
-        self._chunks, self._cancelled = chunks, cancelled
-        self._rest = b""
-        self._ended = False
-
-    def read(self, size: int = -1) -> bytes:
-        parts = [self._rest]
-        have = len(self._rest)
-        while not self._ended and (size < 0 or have < size):
-            chunk = self._chunks.get()
-            if self._cancelled():
-                raise OSError("the writer gave up")  # makes s3transfer abort the multipart upload
-            if chunk is None:
-                self._ended = True
-            else:
-                parts.append(chunk)
-                have += len(chunk)
-        data = b"".join(parts)
-        if size < 0:
-            size = len(data)
-        self._rest = data[size:]
-        return data[:size]
