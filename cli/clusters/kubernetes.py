@@ -6,6 +6,8 @@ reads them, ``cli.clusters.kubernetes_api`` carries them.
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import json
 import random
 import time
@@ -59,6 +61,9 @@ class KubernetesCluster:
     def from_settings(cls, settings: Settings) -> KubernetesCluster:
         """The cluster of the settings' context and namespace. Raises ConfigError."""
         access: Access = connect(settings.cluster.context, settings.cluster.namespace)
+        if settings.owner is None:
+            with contextlib.suppress(OSError, KeyError):  # a container's uid without a name
+                settings = settings.model_copy(update={"owner": getpass.getuser()})
         return cls(access.api, settings, access.namespace)
 
     # -- paths and calls

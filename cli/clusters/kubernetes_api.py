@@ -25,6 +25,7 @@ READ_TIMEOUT = 30.0  # of a plain request, seconds
 RETRIED = {429, 500, 502, 503, 504}
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"  # a Secret's values stay where they are
 
 
 class ApiError(Exception):
@@ -78,6 +79,7 @@ class Api(Protocol):
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> dict[str, Any]:
         """One call; retried while the server is busy or away. Raises ApiError, Unreachable, ConfigError."""
         ...
@@ -106,8 +108,8 @@ class HttpApi:
         self._sleep = sleep
         self.host: str = configuration.host
 
-    def _headers(self) -> dict[str, str]:
-        headers = {"Accept": "application/json", "User-Agent": "bugurt"}
+    def _headers(self, accept: str) -> dict[str, str]:
+        headers = {"Accept": accept, "User-Agent": "bugurt"}
         for setting in self._configuration.auth_settings().values():  # refreshes tokens that have run out
             if setting["in"] == "header" and setting["value"]:
                 headers[setting["key"]] = setting["value"]
@@ -121,12 +123,13 @@ class HttpApi:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "",
+        accept: str = "application/json",
         read: float | None = READ_TIMEOUT,
     ) -> Any:
         import urllib3
 
         url = f"{self.host}{path}" + (f"?{urlencode(query)}" if query else "")
-        headers = self._headers()
+        headers = self._headers(accept)
         data = None
         if body is not None:
             data = json.dumps(body).encode()
@@ -162,6 +165,7 @@ class HttpApi:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> dict[str, Any]:
         import urllib3
 
@@ -169,7 +173,7 @@ class HttpApi:
         pause = 0.2
         while True:
             try:
-                answer = self._send(method, path, query=query, body=body, content_type=content_type)
+                answer = self._send(method, path, query=query, body=body, content_type=content_type, accept=accept)
                 try:
                     found = json.loads(answer.read() or b"{}")
                 except urllib3.exceptions.HTTPError as error:

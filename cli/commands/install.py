@@ -1,0 +1,197 @@
+"""``bugurt install``: put into a cluster what runs need there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli import options
+
+if TYPE_CHECKING:
+    from cli.clusters.kubernetes_api import Access, Api
+    from cli.settings import Settings
+
+FIELD_MANAGER = "bugurt"
+
+
+def register(root: typer.Typer) -> None:
+    """Add the command."""
+    root.command("install")(install)
+
+
+def install(
+    queue: Annotated[bool, typer.Option("--queue", help="Kueue's queue and quotas, too.")] = False,
+    dev: Annotated[bool, typer.Option("--dev", help="An S3 server in the cluster, too, for a trial.")] = False,
+    s3_secret: Annotated[
+        bool, typer.Option("--s3-secret", help="Put this machine's S3 credentials into the cluster's Secret.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Take back what others have changed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the objects as YAML and send nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Put into the cluster what runs need: namespace, accounts, a Role, network policies. Twice changes nothing."""
+    from cli.clusters.kubernetes_api import connect
+    from cli.kustomize import objects
+    from cli.manifests import to_yaml
+    from cli.output import next_commands, print_json, print_table, say
+    from jobs.specs import ConfigError
+
+    settings = options.settings()
+    if settings.cluster.kind != "kubernetes":
+        raise ConfigError('install is for clusters: set kind = "kubernetes" in the [cluster] section of bugurt.toml')
+    overlays = (["kueue"] if queue else []) + (["dev"] if dev else [])
+    if dry_run:
+        namespace = settings.cluster.namespace or "bugurt"
+        typer.echo(to_yaml(objects(settings, namespace, overlays)), nl=False)
+        return
+    access = connect(settings.cluster.context, settings.cluster.namespace)
+    done = apply_all(access, objects(settings, access.namespace, overlays), force=force)
+    if s3_secret or dev:
+        done.append(write_s3_secret(access, settings, random=dev and not s3_secret))
+    if as_json:
+        print_json(done)
+    else:
+        rows = [(d["what"], d["kind"], d["name"], d["note"]) for d in done]
+        print_table(("what", "kind", "name", "note"), rows)
+    if any(d["what"] == "fail" for d in done):
+        say("error: not everything could be installed; see above", err=True)
+        raise typer.Exit(78)
+    if not as_json:
+        next_commands("bugurt doctor")
+
+
+def apply_all(access: Access, things: list[dict[str, Any]], *, force: bool) -> list[dict[str, str]]:
+    """Apply objects server-side; one line each: created, changed, unchanged, kept or fail."""
+    from cli.kustomize import KUEUE
+
+    api = access.api
+    done = []
+    for thing in things:
+        if thing["apiVersion"].startswith(KUEUE):
+            version = _kueue_version(api)
+            if version is None:
+                done.append(
+                    _line("fail", thing, "Kueue is not installed: https://kueue.sigs.k8s.io/docs/installation/")
+                )
+                continue
+            thing["apiVersion"] = f"{KUEUE}/{version}"
+        done.append(apply(api, thing, force=force))
+    return done
+
+
+def _kueue_version(api: Api) -> str | None:
+    from cli.clusters.kubernetes_api import ApiError, Unreachable, fail
+    from cli.kustomize import KUEUE
+
+    try:
+        group = api.request("GET", f"/apis/{KUEUE}")
+    except ApiError as error:
+        if error.status == 404:
+            return None
+        fail(error, "looking for Kueue", api.host)
+    except Unreachable as error:
+        fail(error, "looking for Kueue", api.host)
+    return (group.get("preferredVersion") or {}).get("version")
+
+
+def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
+    """Apply one object and tell what that did."""
+    from cli.clusters.kubernetes_api import APPLY_PATCH, ApiError, Unreachable, fail
+    from cli.kustomize import path_of
+
+    doing = f"applying {thing['kind']} {thing['metadata']['name']}"
+    path = path_of(thing)
+    query = {"fieldManager": FIELD_MANAGER, **({"force": "true"} if force else {})}
+    try:
+        before = _look(api, path)
+        if thing["kind"] == "ClusterQueue":
+            if before is not None and not force:
+                return _line("kept", thing, "its quotas are yours to change")
+            _fit_quota(api, thing)
+        after = api.request("PATCH", path, query=query, body=thing, content_type=APPLY_PATCH)
+    except Unreachable as error:
+        fail(error, doing, api.host)
+    except ApiError as error:
+        if error.status == 409:
+            return _line("kept", thing, f"changed by others; --force takes it back ({error.message[:200]})")
+        if error.status == 403 and thing["kind"] == "Namespace":
+            return _line("kept", thing, "you may not change namespaces; ask an administrator if it is not there")
+        if error.status in (401, 429) or error.status >= 500:
+            fail(error, doing, api.host)
+        return _line("fail", thing, error.message[:300])
+    if before is None:
+        return _line("created", thing, "")
+    same = before["metadata"].get("resourceVersion") == after["metadata"].get("resourceVersion")
+    return _line("unchanged" if same else "changed", thing, "")
+
+
+def _look(api: Api, path: str) -> dict[str, Any] | None:
+    from cli.clusters.kubernetes_api import ApiError
+
+    try:
+        return api.request("GET", path)
+    except ApiError as error:
+        if error.status in (403, 404):
+            return None
+        raise
+
+
+def _fit_quota(api: Api, thing: dict[str, Any]) -> None:
+    """Quotas of all that the nodes have, where nodes may be listed; else the template's."""
+    from cli.clusters.kubernetes_api import ApiError
+    from cli.kustomize import quota_of, with_quota
+
+    try:
+        nodes = api.request("GET", "/api/v1/nodes").get("items") or []
+    except ApiError:
+        return
+    if nodes:
+        with_quota(thing, quota_of(nodes))
+
+
+def write_s3_secret(access: Access, settings: Settings, *, random: bool) -> dict[str, str]:
+    """The Secret with the bucket's credentials: this machine's, or made-up ones where there is no Secret yet."""
+    import base64
+    import secrets as randomness
+
+    from jobs.specs import ConfigError
+
+    name = settings.cluster.s3_secret or "bugurt-s3"
+    meta = {"name": name, "namespace": access.namespace, "labels": {"app.kubernetes.io/part-of": "bugurt"}}
+    thing: dict[str, Any] = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "Opaque"}
+    key: str | None
+    secret: str | None
+    token: str | None = None
+    if random:
+        if _look(access.api, f"/api/v1/namespaces/{access.namespace}/secrets/{name}") is not None:
+            return _line("kept", thing, "it is there already")
+        key, secret = randomness.token_hex(8), randomness.token_hex(20)
+    else:
+        key, secret, token = _own_credentials(settings)
+    if not key or not secret:
+        raise ConfigError(
+            "--s3-secret: this machine has no S3 credentials: set BUGURT_S3_ACCESS_KEY_ID and "
+            "BUGURT_S3_SECRET_ACCESS_KEY, or the AWS environment or profile"
+        )
+    values = {"ACCESS_KEY_ID": key, "SECRET_ACCESS_KEY": secret, **({"SESSION_TOKEN": token} if token else {})}
+    thing["data"] = {f"BUGURT_S3_{n}": base64.b64encode(v.encode()).decode() for n, v in values.items()}
+    line = apply(access.api, thing, force=True)
+    return {**line, "note": "a session token ends some day; make the Secret anew then"} if token else line
+
+
+def _own_credentials(settings: Settings) -> tuple[str | None, str | None, str | None]:
+    s3 = settings.s3
+    if s3.access_key_id and s3.secret_access_key:
+        return s3.access_key_id, s3.secret_access_key, s3.session_token
+    import boto3
+
+    found = boto3.session.Session(profile_name=s3.profile).get_credentials()
+    if found is None:
+        return None, None, None
+    frozen = found.get_frozen_credentials()
+    return frozen.access_key, frozen.secret_key, frozen.token
+
+
+def _line(what: str, thing: dict[str, Any], note: str) -> dict[str, str]:
+    return {"what": what, "kind": thing["kind"], "name": thing["metadata"]["name"], "note": " ".join(note.split())}
