@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from enum import IntEnum
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 StageName = Literal["scrape", "preprocess", "train", "generate"]
 STAGES: tuple[StageName, ...] = ("scrape", "preprocess", "train", "generate")
@@ -53,6 +53,14 @@ ArtifactRef = Annotated[
 #: the spec's digest and the index of the pod behind it.
 RUN_NAME = r"^[a-z0-9]([a-z0-9-]{0,29}[a-z0-9])?$"
 RunName = Annotated[str, StringConstraints(pattern=RUN_NAME)]
+
+
+def _utc(moment: datetime) -> datetime:
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+#: One moment is one value, whatever the time zone in which it was written; without a zone it is UTC.
+Moment = Annotated[datetime, AfterValidator(_utc)]
 
 
 class ExitCode(IntEnum):
@@ -185,7 +193,7 @@ class ScrapeSpec(StageSpec):
     source: ArtifactRef | None = input_ref("files handed in: a Desktop export, JSON Lines or text")
     parent: ArtifactRef | None = input_ref("the posts artefact that this scrape adds to")
     channel: str | None = Field(None, max_length=256, description="@name, t.me link, invite link or id")
-    as_of: datetime | None = Field(None, description="a live channel as it was then; set by submit")
+    as_of: Moment | None = Field(None, description="a live channel as it was then; set by submit")
     format: Literal["auto", "desktop", "jsonl", "text"] = "auto"
     chat: str | None = Field(None, max_length=256, description="name or id of a chat in an account's export")
     separator: str | None = Field(
@@ -321,9 +329,10 @@ class GenerateSpec(StageSpec):
     near_duplicates: float = Field(0.8, gt=0, le=1, description="gate: Jaccard similarity within the batch")
     refuse_pii: bool = Field(True, description="gate: phone numbers, e-mail addresses, @mentions, links")
     stop_words: tuple[str, ...] = Field((), max_length=10_000, description="gate: words not to occur")
-    max_attempts: int = Field(10, ge=1, le=1000, description="draws a post before it is given up")
+    max_attempts: int = Field(10, ge=1, le=1000, description="draws for each post wanted, on average, at most")
     rerank: int = Field(1, ge=1, le=64, description="draw so many and keep the best by score a character")
     shards: int = operational(1, "parts made at the same time", ge=1, le=10_000)
+    workers: int = operational(0, "micro-batches drawn at once by a process; 0 = by its cores", ge=0, le=256)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,0 +1,292 @@
+"""The generate stage: draw the parts of a batch, put them together, commit.
+
+A part that has been drawn lies in the bucket as a committed folder ``batch/ID/parts/NAME`` until the batch itself
+is committed; whoever comes later finds it and does not draw it again. The process that sees the last part of the
+batch in the bucket puts the batch together, holding the lease on it, so that it is committed once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.artifacts import MANIFEST, Manifest
+from jobs.generate.engines import Engine, Setting, open_engine
+from jobs.generate.finish import Finish, account
+from jobs.generate.gates import Gates
+from jobs.generate.language import TEXT_FILES, Language, read_language
+from jobs.generate.merge import Merge
+from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again
+from jobs.generate.prompts import Prompts, open_prompts
+from jobs.generate.records import record, to_line
+from jobs.generate.training import Training, open_training
+from jobs.specs import DataError, GenerateSpec, TemporaryError
+from jobs.stage import StageContext
+
+log = logging.getLogger(__name__)
+
+POSTS = "posts.jsonl"  # a part's one file
+
+
+def cores() -> int:
+    """Cores that this process may use: ``BUGURT_CORES``, else its affinity and the container's CPU limit."""
+    given = os.environ.get("BUGURT_CORES", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):
+        pass  # no cgroup v2, so no limit that could be read
+    return count
+
+
+@dataclass
+class _Tools:
+    """What drawing needs, opened once and only when something is to be drawn."""
+
+    engine: Engine
+    prompts: Prompts
+    gates: Gates
+
+
+class Generation:
+    """One process's work on a batch."""
+
+    def __init__(self, ctx: StageContext[GenerateSpec]) -> None:
+        self.ctx = ctx
+        self.spec = ctx.spec
+        self.plan = Plan(self.spec.count, self.spec.micro_batch)
+        self.model: Manifest = ctx.input("model")
+        self._before = ctx.store.find(ctx.ref)  # there is one only when it is made anew by force
+        self._folder = ctx.workdir / "model"
+        self._folder.mkdir()
+        self._drawn: _Tools | None = None
+        self._lock = threading.Lock()
+        self._speed = _Speed()
+        ctx.store.download(self.model.ref, self._folder, *TEXT_FILES, manifest=self.model)
+        self.language: Language = read_language(self._folder, self.model.ref)
+        self.training: Training | None = open_training(ctx.store, self.model, self.spec, ctx.workdir / "dataset")
+        # Prompts are checked before anything is drawn, and before the weights are fetched.
+        self._prompts = open_prompts(self.spec, ctx.store, self.language, self.training)
+
+    # -- the bucket
+
+    def committed(self) -> bool:
+        """Whether somebody has committed the batch meanwhile."""
+        found = self.ctx.store.find(self.ctx.ref)
+        return found is not None and (self._before is None or found.created != self._before.created)
+
+    def _there(self) -> set[str]:
+        """Names of the parts that are in the bucket, whole."""
+        under = f"{self.ctx.ref}/parts/"
+        end = f"/{MANIFEST}"
+        return {o.path[len(under) : -len(end)] for o in self.ctx.store.bucket.list(under) if o.path.endswith(end)}
+
+    def waiting(self, sentence: str) -> None:
+        """Called while somebody else holds a lease."""
+        self.ctx.check_stop()
+        self.ctx.progress.update(message=sentence)
+
+    # -- drawing
+
+    def _tools(self) -> _Tools:
+        if self._drawn is None:
+            spec = self.spec
+            setting = Setting(
+                spec=spec,
+                store=self.ctx.store,
+                manifest=self.model,
+                language=self.language,
+                folder=self._folder,
+                workers=spec.workers or max(1, cores() // spec.threads),
+                waiting=self.waiting,
+            )
+            self._drawn = _Tools(open_engine(setting), self._prompts, Gates(spec, self.language, self.training))
+            log.info("drawing with %s, %d at a time", self._drawn.engine.label, self._drawn.engine.sessions)
+        return self._drawn
+
+    def draw(self, parts: Iterable[Part]) -> None:
+        """Draw those parts that are not in the bucket, several at a time, and put them there.
+
+        Raises DataError when a part of the first round is hopeless.
+        """
+        there = self._there()
+        todo = [p for p in parts if p.name not in there]
+        self._speed.expect(sum(len(p.slots) for p in todo))
+        if not todo:
+            return
+        tools = self._tools()
+        queue = iter(todo)
+        pool = ThreadPoolExecutor(tools.engine.sessions, thread_name_prefix="draw")
+        running: set[Future[None]] = set()
+        try:
+            while True:
+                # Only so many are handed over at once, so that a long batch is no long queue.
+                while len(running) < tools.engine.sessions and (part := next(queue, None)) is not None:
+                    running.add(pool.submit(self._part, tools, part))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _part(self, tools: _Tools, part: Part) -> None:
+        began = time.monotonic()
+        store, spec = self.ctx.store, self.spec
+        seed = part.seed(spec.seed)
+        drawing = Drawing(part, tools.engine.session(seed), tools.prompts, tools.gates, spec, self._checker(part))
+        found = drawing.run()
+        tally = drawing.tally
+        if part.round == 0 and not found and tally.drawn >= HOPELESS:
+            raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
+        data = b"".join(to_line(record(a, seed=seed, model=self.model.ref)) for a in found)
+        writer = store.writer(f"{self.ctx.ref}/parts/{part.name}")
+        writer.put_bytes(POSTS, data)
+        writer.commit(
+            stage="generate-part",
+            spec={"round": part.round, "number": part.number, "slots": len(part.slots)},
+            counts={"posts": len(found)},
+            info={"tally": tally.plain(), "engine": tools.engine.label},
+            run=self.ctx.run,
+        )
+        with self._lock:
+            self._speed.finished(part.name, len(found), tally)
+        log.info(
+            "part %s: %d posts of %d drawn, %.1f posts/s", part.name, len(found), tally.drawn,
+            len(found) / max(1e-9, time.monotonic() - began),
+        )  # fmt: skip
+        self._report()
+
+    def _checker(self, part: Part) -> Callable[[Tally, int], None]:
+        def check(tally: Tally, accepted: int) -> None:
+            self.ctx.check_stop()
+            with self._lock:
+                self._speed.running(part.name, accepted, tally)
+            self._report()
+
+        return check
+
+    def _report(self) -> None:
+        with self._lock:
+            values = self._speed.values()
+        self.ctx.progress.update(message="drawing posts", unit="posts", **values)
+
+    # -- putting together
+
+    def complete(self) -> bool:
+        """Whether all parts of the first round are in the bucket."""
+        there = self._there()
+        return all(part.name in there for part in self.plan)
+
+    def finish(self) -> None:
+        """Put the batch together and commit it. Raises DataError when no post passed."""
+        rounds: list[list[Part]] = [list(self.plan)]
+        folder = self.ctx.workdir / "parts"
+        folder.mkdir(exist_ok=True)
+        tally = Tally()
+        files: list[tuple[int, Path]] = []
+        engine = ""
+        across = 0
+        while True:
+            self.ctx.progress.update(message="putting the batch together")
+            for part in rounds[-1]:
+                self.ctx.check_stop()
+                manifest = self._fetch(part, folder)
+                tally.merge(Tally.of(manifest.info["tally"]))
+                engine = str(manifest.info["engine"])
+                files.append((part.round, folder / f"{part.name}.jsonl"))
+            merge = Merge(files, self.ctx.workdir / "merge", self.spec.near_duplicates)
+            lost = merge.lost()
+            across = merge.dropped
+            wanted = [i for i, attempts in lost.items() if attempts < self.spec.max_attempts]
+            if not wanted:
+                break
+            log.info("%d posts are near-duplicates of posts in other parts and are drawn again", len(wanted))
+            rounds.append(again(len(rounds), wanted, self.spec.micro_batch))
+            self.draw(rounds[-1])
+        tally.refused["near_duplicate"] += across
+        if not merge.kept.any():
+            raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
+        Finish(self.ctx, self.model, self.language, self.training).commit(
+            merge, self.plan, tally, engine=engine, rounds=len(rounds)
+        )
+
+    def _fetch(self, part: Part, folder: Path) -> Manifest:
+        store, ref = self.ctx.store, f"{self.ctx.ref}/parts/{part.name}"
+        manifest = store.manifest(ref)
+        (folder / f"{part.name}.jsonl").write_bytes(store.read(ref, manifest.file(POSTS)))
+        return manifest
+
+    def clear(self) -> None:
+        """Remove the parts: the batch has them now."""
+        bucket = self.ctx.store.bucket
+        bucket.delete([o.path for o in bucket.list(f"{self.ctx.ref}/parts/")])
+
+
+class _Speed:
+    """Posts and tokens a second of this process, over all its parts."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._total = 0
+        self._done: tuple[int, int, int] = (0, 0, 0)  # accepted posts, draws, tokens
+        self._open: dict[str, tuple[int, int, int]] = {}
+
+    def expect(self, posts: int) -> None:
+        self._total += posts
+
+    def running(self, name: str, accepted: int, tally: Tally) -> None:
+        self._open[name] = (accepted, tally.drawn, tally.tokens)
+
+    def finished(self, name: str, accepted: int, tally: Tally) -> None:
+        self._open.pop(name, None)
+        done = self._done
+        self._done = (done[0] + accepted, done[1] + tally.drawn, done[2] + tally.tokens)
+
+    def values(self) -> dict[str, Any]:
+        """Fields for the progress report."""
+        posts, drawn, tokens = (sum(v) for v in zip(self._done, *self._open.values(), strict=True))
+        seconds = max(1e-9, time.monotonic() - self._began)
+        values: dict[str, Any] = {
+            "done": posts,
+            "total": self._total,
+            "posts_per_second": round(posts / seconds, 2),
+            "tokens_per_second": round(tokens / seconds),
+            "passing": round(posts / drawn, 3) if drawn else None,
+        }
+        if posts:
+            values["seconds_left"] = round((self._total - posts) * seconds / posts)
+        return values
+
+
+def run(ctx: StageContext[GenerateSpec]) -> str | None:
+    """Make the batch, or this process's share of it; None once it is committed, else its reference."""
+    work = Generation(ctx)
+    plan: Sequence[Part] = work.plan
+    log.info("%d posts in %d parts", ctx.spec.count, len(plan))
+    if ctx.shard is not None:
+        work.draw(part for part in plan if part.number % ctx.spec.shards == ctx.shard)
+        if not work.committed() and not work.complete():
+            log.info("shard %d has its parts; other shards are still at work", ctx.shard)
+            return ctx.ref
+    with ctx.store.lease(ctx.ref, holder=f"run {ctx.run}", waiting=work.waiting) as lease:
+        if not work.committed():
+            if ctx.shard is None:
+                work.draw(plan)
+            work.finish()
+            if lease.lost.is_set():
+                raise TemporaryError("the lease on the batch was lost while it was put together")
+        work.clear()
+    return None
