@@ -56,7 +56,10 @@ RunName = Annotated[str, StringConstraints(pattern=RUN_NAME)]
 
 
 def _utc(moment: datetime) -> datetime:
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("the moment lies outside the calendar") from error
 
 
 #: One moment is one value, whatever the time zone in which it was written; without a zone it is UTC.

@@ -1,0 +1,178 @@
+"""A proxy between an S3 client and a server that breaks chosen answers, as networks and servers do.
+
+``FaultyS3(endpoint)`` listens on a port of its own. ``break_next(kind, …)`` arms a fault for requests to come:
+
+- ``error``: 500 InternalError; ``slow_down``: 503 SlowDown; ``denied``: 403 AccessDenied;
+- ``full``: 507, a storage without space;
+- ``reset``: the request is read and the connection reset;
+- ``truncate``: the headers promise the whole body, half of it comes, the connection closes;
+- ``corrupt``: the body with one byte changed;
+- ``trickle``: the body in small pieces with pauses.
+
+The signature covers the Host header, which is passed on as it came, so the server accepts it.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+_ERRORS = {
+    "error": (500, "InternalError"),
+    "slow_down": (503, "SlowDown"),
+    "denied": (403, "AccessDenied"),
+    "full": (507, "InsufficientStorage"),
+}
+_HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
+
+
+@dataclass
+class Fault:
+    """Breaks the next ``times`` requests whose method and target match."""
+
+    kind: str
+    method: str
+    contains: str
+    times: int
+    hits: int = 0
+
+
+@dataclass
+class FaultyS3:
+    """The proxy; ``requests`` lists (method, target) of all requests, ``broken`` those that a fault hit."""
+
+    upstream: str
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    broken: list[tuple[str, str, str]] = field(default_factory=list)
+    endpoint: str = ""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def break_next(self, kind: str, *, method: str = "", contains: str = "", times: int = 1) -> Fault:
+        """Arm a fault; the first one that matches a request hits it."""
+        fault = Fault(kind, method, contains, times)
+        with self._lock:
+            self.faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        """From now on everything works."""
+        with self._lock:
+            self.faults.clear()
+
+    def choose(self, method: str, target: str) -> str | None:
+        """What to do to a request; counts it."""
+        with self._lock:
+            self.requests.append((method, target))
+            for fault in self.faults:
+                if fault.hits < fault.times and fault.method in ("", method) and fault.contains in target:
+                    fault.hits += 1
+                    self.broken.append((fault.kind, method, target))
+                    return fault.kind
+        return None
+
+
+@contextmanager
+def faulty_s3(upstream: str) -> Iterator[FaultyS3]:
+    """A running proxy before the server at ``upstream``."""
+    proxy = FaultyS3(upstream)
+    server = _Server(("127.0.0.1", 0), _handler(proxy))
+    proxy.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what this proxy is for."""
+
+
+def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
+    address = urlsplit(proxy.upstream)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def _any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            kind = proxy.choose(self.command, self.path)
+            if kind == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.close_connection = True
+                self.connection.close()
+                return
+            if kind in _ERRORS:
+                self._refuse(*_ERRORS[kind])
+                return
+            upstream = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
+            try:
+                upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+                for name, value in self.headers.items():
+                    if name.lower() not in _HOP:
+                        upstream.putheader(name, value)
+                if body or self.command in ("PUT", "POST"):
+                    upstream.putheader("Content-Length", str(len(body)))
+                upstream.endheaders(body or None)
+                answer = upstream.getresponse()
+                data = answer.read()
+            finally:
+                upstream.close()
+            self.send_response(answer.status)
+            for name, value in answer.getheaders():
+                if name.lower() not in (_HOP | {"date", "server"}):
+                    self.send_header(name, value)
+            length = answer.getheader("Content-Length") if self.command == "HEAD" else str(len(data))
+            self.send_header("Content-Length", length or "0")
+            self.end_headers()
+            self._send(data, kind)
+
+        def _send(self, data: bytes, kind: str | None) -> None:
+            if kind == "corrupt" and data:
+                data = data[:-1] + bytes([data[-1] ^ 1])
+            if kind == "truncate":
+                self.wfile.write(data[: len(data) // 2])
+                self.close_connection = True
+                return
+            if kind == "trickle":
+                step = max(1, len(data) // 20)
+                for start in range(0, len(data), step):
+                    self.wfile.write(data[start : start + step])
+                    self.wfile.flush()
+                    time.sleep(0.02)  # slowness is the fault itself
+                return
+            self.wfile.write(data)
+
+        def _refuse(self, status: int, code: str) -> None:
+            text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>by the test</Message></Error>".encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/xml")
+            self.send_header("Content-Length", "0" if self.command == "HEAD" else str(len(text)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(text)
+
+    call: Callable[[Any], None] = Handler._any
+    for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
+        setattr(Handler, f"do_{method}", call)
+    return Handler
