@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import shutil
 from collections.abc import Callable
@@ -18,10 +17,11 @@ from jobs.style import STYLE_FILE, Style
 from jobs.train import checkpoints, export
 from jobs.train.data import Blocks, fetch_blocks, steps_for
 from jobs.train.journal import Journal
+from jobs.train.launch import TooLarge
 from jobs.train.models import Base, is_scratch, load_base, load_tokenizer
 from jobs.train.packing import choose_layout
 from jobs.train.presets import Settings, resolve
-from jobs.train.trainer import Keeper, Plan, PostTrainer, arguments, full_disk_said
+from jobs.train.trainer import Ended, Keeper, Plan, PostTrainer, arguments, full_disk_said
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ class Work:
     """What a training process is told.
 
     ``out``: the folder that the finished model goes to; ``report``: takes progress fields; ``stopped``: whether a
-    signal has arrived; ``rank`` of ``world`` processes, ``local_rank`` on this machine.
+    signal has arrived; ``rank`` of ``world`` processes, ``local_rank`` on this machine; ``batch``: batch size and
+    accumulation that are known to fit, instead of the settings'.
     """
 
     spec: TrainSpec
@@ -46,6 +47,7 @@ class Work:
     rank: int = 0
     world: int = 1
     local_rank: int = 0
+    batch: tuple[int, int] | None = None
 
     @property
     def out(self) -> Path:
@@ -169,7 +171,7 @@ def precision_of(spec: TrainSpec) -> str:
 
 @dataclass
 class Session:
-    """A training with what it works on; a batch that does not fit into memory makes it begin again with half."""
+    """A training with what it works on."""
 
     work: Work
     settings: Settings
@@ -186,54 +188,41 @@ class Session:
     seconds_saving: float = 0.0
 
     def run(self, resumed: tuple[checkpoints.Found, Path] | None) -> tuple[PostTrainer, Base]:
-        """Train to the end, or to the signal."""
+        """Train to the end, or to the signal. Raises TooLarge with what to try when the memory does not suffice."""
         from accelerate.utils.memory import should_reduce_batch_size
 
         s = self.settings
-        batch = self.journal.batch_size or s.batch_size
-        accumulation = self.journal.accumulation or s.gradient_accumulation_steps
-        while True:
-            base = self.base()
-            trainer = self.trainer(base, batch, accumulation, resumed[0].step if resumed else 0)
-            try:
-                with full_disk_said():
-                    trainer.train(resume_from_checkpoint=str(resumed[1]) if resumed else None)
-            except RuntimeError as error:
-                if not should_reduce_batch_size(error):
-                    raise
-                problem = " ".join(str(error).split())[:160]
-            else:
-                self.seconds_saving = trainer.keeper.seconds_saving
-                return trainer, base
-            smaller = next((d for d in range(batch // 2, 0, -1) if batch % d == 0), None)
-            if smaller is None or self.work.world > 1:
-                raise ConfigError(
-                    f"out of memory with {batch} block{'s' if batch > 1 else ''} a step and process ({problem}): "
-                    "ask for smaller batches, gradient_checkpointing, lora, or a dataset with a smaller block_size"
-                )
-            accumulation *= batch // smaller
-            batch = smaller
-            log.warning(
-                "the batch does not fit into memory; going on with batch_size %d, gradient_accumulation_steps %d",
-                batch,
-                accumulation,
-            )
-            del trainer, base
-            resumed = self.again()
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-
-    def again(self) -> tuple[checkpoints.Found, Path] | None:
-        """Where to go on after the memory did not suffice: the newest checkpoint, else the beginning."""
-        work = self.work
-        if self.uploader is not None:
-            self.uploader.wait()
-        found = checkpoints.restore(
-            work.store, checkpoints.find(work.store, work.ref, work.run), work.workdir / "resumed"
+        batch, accumulation = self.work.batch or (
+            self.journal.batch_size or s.batch_size,
+            self.journal.accumulation or s.gradient_accumulation_steps,
         )
-        self.journal = Journal.load(found[1]) if found else Journal()
-        return found
+        base = self.base()
+        trainer = self.trainer(base, batch, accumulation, resumed[0].step if resumed else 0)
+        try:
+            with full_disk_said():
+                trainer.train(resume_from_checkpoint=str(resumed[1]) if resumed else None)
+        except Ended:
+            log.info("the evaluation that was due ends the training")
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            problem = " ".join(str(error).split())[:160]
+            if self.uploader is not None:
+                self.uploader.wait()
+            # From None: the traceback would keep the model, and its memory, alive.
+            raise self.smaller(batch, accumulation, problem) from None
+        self.seconds_saving = trainer.keeper.seconds_saving
+        return trainer, base
+
+    def smaller(self, batch: int, accumulation: int, problem: str) -> TooLarge | ConfigError:
+        """Half the batch, or the next divisor of it, and so much more accumulation that a step stays the same."""
+        less = next((d for d in range(batch // 2, 0, -1) if batch % d == 0), None)
+        if less is None:
+            return ConfigError(
+                f"out of memory with one block a step and process ({problem}): ask for gradient_checkpointing, lora, "
+                "or a dataset with a smaller block_size"
+            )
+        return TooLarge(less, accumulation * (batch // less))
 
     def base(self) -> Base:
         """A fresh model to start from."""

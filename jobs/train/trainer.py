@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import math
 import shutil
 import time
@@ -25,6 +26,8 @@ from jobs.train.data import IGNORE, Blocks, GlobalBatches, count_targets
 from jobs.train.journal import Journal
 from jobs.train.packing import Collate
 from jobs.train.presets import Settings, warmup_of
+
+log = logging.getLogger(__name__)
 
 RECORDS = 400  # points of the training curve, at most
 
@@ -181,15 +184,25 @@ class PostTrainer(Trainer):  # type: ignore[misc]
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Held-out loss (nats a token) and bits a character; an empty result when a signal cut it short."""
         plan = self.plan
+        log.debug("evaluating at step %d", self.state.global_step)
         total = self.held_out_nats()
         if total is None:
             plan.journal.evaluation_due = True
+            self.keeper.interrupted = True
+            if self.at_start:
+                raise Ended  # the checkpoint that this attempt began with says all there is to say
+            self.control.should_save = self.control.should_training_stop = True
             return {}
         plan.journal.evaluation_due = False
         loss = total / plan.held_out.targets
         metrics = {"eval_loss": loss, "bits_per_character": total / math.log(2) / plan.characters}
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    @property
+    def at_start(self) -> bool:
+        """Whether this attempt has not made a step yet."""
+        return bool(self.state.global_step == self.first_step)
 
     def held_out_nats(self) -> float | None:
         """Cross-entropy summed over all held-out tokens; None when a signal has arrived meanwhile."""
@@ -226,6 +239,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
                 f"the training diverged at step {step}: the loss is {loss}, the gradients' norm {grad}; lower "
                 f"'learning_rate' (it was {rate:.2g} there), or lengthen the warm-up"
             )
+        log.debug("step %d: loss %.4f", step, loss)
         journal.step(loss, grad if math.isfinite(grad) else 0.0)
         every = max(1, self.plan.total_steps // RECORDS) if self.plan.total_steps < 10**7 else 50
         if step % every == 0 or step in (1, self.plan.total_steps):
@@ -262,6 +276,10 @@ class PostTrainer(Trainer):  # type: ignore[misc]
     def keeper(self) -> Keeper:
         """The callback that keeps time, evaluations and checkpoints."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Keeper))
+
+
+class Ended(Exception):  # noqa: N818
+    """The evaluation that a restart had to make up for ends the training: there is no step left to do."""
 
 
 class Keeper(TrainerCallback):  # type: ignore[misc]
@@ -316,8 +334,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         stop, due_flag, seconds = self._agree(plan.stopped(), due, self._before + now - self._began)
         plan.journal.seconds = seconds
         step = state.global_step
-        limit = plan.settings.max_minutes
-        ended = step >= plan.total_steps or (limit is not None and seconds >= 60 * limit)
+        ended = step >= plan.total_steps or self._out_of_time()
         if stop:
             self.interrupted = True
             plan.journal.evaluation_due = plan.journal.evaluation_due or ended or step % plan.eval_every == 0
@@ -334,16 +351,23 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         if not math.isfinite(loss):
             raise SpecError(f"the training diverged: the held-out loss is {loss} at step {state.global_step}")
         best = plan.journal.evaluated(state.global_step, trainer.epochs(state.global_step), loss, bits)
-        patience = plan.settings.early_stopping_patience
-        if patience is not None and plan.journal.worse >= patience:
-            self.stopped_early = True
-            control.should_training_stop = True
-        if plan.rank:
-            return
-        if best:
+        if best and plan.rank == 0:
             with full_disk_said():
                 trainer.model.save_pretrained(self.best_folder(state.global_step))
-        plan.report(held_out_loss=round(loss, 4), bits_per_character=round(bits, 4), best_step=plan.journal.best_step)
+        if plan.rank == 0:
+            plan.report(
+                held_out_loss=round(loss, 4), bits_per_character=round(bits, 4), best_step=plan.journal.best_step
+            )
+        patience = plan.settings.early_stopping_patience
+        self.stopped_early = patience is not None and plan.journal.worse >= patience
+        ended = self.stopped_early or self._out_of_time()
+        if trainer.at_start and ended:
+            raise Ended
+        control.should_training_stop = control.should_training_stop or ended
+
+    def _out_of_time(self) -> bool:
+        limit = self.plan.settings.max_minutes
+        return limit is not None and self.plan.journal.seconds >= 60 * limit
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The Trainer has written its part; add ours and hand it to the uploading thread."""

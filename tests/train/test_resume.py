@@ -1,0 +1,135 @@
+"""A training that is killed ends with the same weights, bit for bit, as one that is not."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.artifacts import ArtifactStore
+from jobs.specs import TrainSpec
+from tests.train.datasets import make_dataset
+from tests.train.forks import Fork
+
+#: Dropout, so that random states matter; evaluations and checkpoints that do not fall together.
+SPEC: dict[str, Any] = {
+    "model": "scratch:tiny",
+    "preset": "tiny",
+    "batch_size": 2,
+    "max_steps": 60,
+    "eval_steps": 7,
+    "dropout": 0.1,
+}
+
+
+def weights(store: ArtifactStore, ref: str) -> dict[str, str]:
+    """SHA-256 of the files that a training decides."""
+    files = {f.path: f.sha256 for f in store.manifest(ref).files}
+    return {
+        p: s for p, s in files.items() if p.endswith((".safetensors", "metrics.jsonl")) or p.startswith("tensorboard")
+    }
+
+
+def undisturbed(store: ArtifactStore, s3_env: dict[str, str], folder: Path, spec: TrainSpec) -> dict[str, str]:
+    """The hashes that a training without interruption gives; its artefact is removed again."""
+    whole = Fork(spec.model_copy(update={"checkpoint_steps": None}), s3_env, folder, run="whole")
+    assert whole.end() == 0, whole.text
+    found = weights(store, spec.ref())
+    store.remove(spec.ref())
+    return found
+
+
+def committed(store: ArtifactStore, run: str) -> list[int]:
+    """Steps of the checkpoints that exist for readers."""
+    found = [
+        re.fullmatch(rf"runs/{run}/train/checkpoints/(\d+)/manifest\.json", o.path) for o in store.bucket.list("runs/")
+    ]
+    return sorted(int(m[1]) for m in found if m)
+
+
+def last_step(attempt: Fork) -> int:
+    """The last step that an attempt is known to have made."""
+    return max((int(s) for s in re.findall(r"step (\d+): loss", attempt.text)), default=0)
+
+
+def test_sigterm_keeps_the_step_and_sigkill_at_most_an_interval(
+    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path
+) -> None:
+    spec = TrainSpec.model_validate({**SPEC, "dataset": make_dataset(store), "checkpoint_steps": 5})
+    expected = undisturbed(store, s3_env, tmp_path, spec)
+
+    first = Fork(spec, s3_env, tmp_path, run="one")
+    first.wait_for("checkpoint 20 is in the bucket")
+    assert first.end(signal.SIGTERM) == 143
+    assert store.find(spec.ref()) is None
+    steps = committed(store, "one")
+    assert len(steps) == 2  # keep_checkpoints
+    assert steps[-1] == last_step(first)
+    assert f"interrupted at step {steps[-1]}" in first.last
+
+    second = Fork(spec, s3_env, tmp_path, run="two")  # another run, the same artefact
+    second.wait_for(f"resuming at step {steps[-1]}, from runs/one/")
+    second.wait_for("is in the bucket")
+    assert second.end(signal.SIGKILL) == -signal.SIGKILL
+    assert store.find(spec.ref()) is None
+
+    third = Fork(spec, s3_env, tmp_path, run="two")
+    assert third.end() == 0, third.text
+    assert weights(store, spec.ref()) == expected
+    assert store.manifest(spec.ref()).info["attempts"] == 3
+    assert committed(store, "one") == committed(store, "two") == []
+
+
+def test_a_signal_during_the_evaluation_puts_it_off(
+    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path
+) -> None:
+    spec = TrainSpec.model_validate({**SPEC, "max_steps": 21, "dataset": make_dataset(store)})
+    expected = undisturbed(store, s3_env, tmp_path, spec)
+    first = Fork(spec, s3_env, tmp_path, run="one")
+    first.wait_for("evaluating at step 14")
+    assert first.end(signal.SIGTERM) == 143
+    assert committed(store, "one") == [14]
+    second = Fork(spec, s3_env, tmp_path, run="one")
+    assert second.end() == 0, second.text
+    assert weights(store, spec.ref()) == expected
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_change_nothing(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
+    interval = 5
+    spec = TrainSpec.model_validate(
+        {**SPEC, "max_steps": 150, "dataset": make_dataset(store), "checkpoint_steps": interval}
+    )
+    expected = undisturbed(store, s3_env, tmp_path, spec)
+    draw = random.Random(20)
+    kills = 0
+    resumed_at = 0
+    while kills < 20:
+        attempt = Fork(spec, s3_env, tmp_path, run=draw.choice(("one", "two")))
+        number = draw.choice((signal.SIGTERM, signal.SIGKILL))
+        if draw.random() < 0.2:
+            attempt.wait(draw.uniform(0.0, 0.5))  # while it starts, or resumes
+        else:
+            for _ in range(draw.randint(1, 12)):
+                if not next(attempt.read(), ""):
+                    break
+            attempt.wait(draw.uniform(0.0, 0.1))
+        code = attempt.end(number)
+        assert code in (143, -signal.SIGKILL), attempt.text  # it never gets as far as the end
+        kills += 1
+        assert store.find(spec.ref()) is None
+        kept = max(committed(store, "one") + committed(store, "two"), default=0)
+        reached = max(last_step(attempt), resumed_at)
+        assert kept >= resumed_at  # an earlier whole checkpoint is always still there
+        # What is not lost: all but the interval, and the steps that went on while a checkpoint was on its way.
+        assert reached - kept < 2 * interval
+        if code == 143 and last_step(attempt):
+            assert kept == reached
+        resumed_at = kept
+    last = Fork(spec, s3_env, tmp_path, run="one")
+    assert last.end() == 0, last.text
+    assert weights(store, spec.ref()) == expected
