@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -55,11 +56,15 @@ def fetch_converted(setting: Setting, quantization: str) -> Path:
     folder = setting.folder / f"ctranslate2-{quantization}"
     wanted = {"converter": CONVERTER, "ctranslate2": ctranslate2.__version__.partition(".")[0]}
     with store.lease(cache, holder="a generate stage that converts the model", waiting=setting.waiting):
-        found = store.find(cache)
-        if found is not None and found.info == wanted:
-            store.download(cache, folder, manifest=found)
-            log.info("found the converted model in %s", cache)
-            return folder
+        try:
+            found = store.find(cache)
+            if found is not None and found.info == wanted:
+                store.download(cache, folder, manifest=found)
+                log.info("found the converted model in %s", cache)
+                return folder
+        except DataError as error:
+            log.warning("the cached model cannot be used and is made again: %s", error)
+            shutil.rmtree(folder, ignore_errors=True)
         log.info("converting %s for CTranslate2, %s", setting.manifest.ref, quantization)
         store.download(setting.manifest.ref, setting.folder, *WEIGHT_FILES, manifest=setting.manifest)
         convert(setting.folder, folder, setting.language, quantization, setting.manifest.ref)

@@ -195,6 +195,7 @@ class Drawing:
                 post.refused = "near_duplicate"
                 self.tally.refused["near_duplicate"] += 1
                 continue
+            post.values["near_duplicate"] = False
             self._others.add(post.text)
             self.tally.spare += len(passing) - tried
             attempts = before + (number if self._spec.rerank == 1 else len(posts))

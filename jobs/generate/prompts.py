@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jobs.generate.language import Language
     from jobs.generate.training import Training
 
-MAX_FILE = 64 * 1024 * 1024  # bytes of a prompts file
+MAX_FILE = 16 * 1024 * 1024  # bytes of a prompts file
 OPENING_WORDS = 4  # at most so many words of a training post
 
 

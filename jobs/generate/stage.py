@@ -133,6 +133,8 @@ class Generation:
             while True:
                 # Only so many are handed over at once, so that a long batch is no long queue.
                 while len(running) < tools.engine.sessions and (part := next(queue, None)) is not None:
+                    if part.round == 0 and self.committed():
+                        return  # another process was faster
                     running.add(pool.submit(self._part, tools, part))
                 if not running:
                     return

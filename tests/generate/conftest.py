@@ -14,6 +14,12 @@ def writer(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
 
 
 @pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
+    """Random weights with the writer's tokenizer and style."""
+    return make_model(tmp_path_factory.mktemp("untrained"), channel(800), steps=0)
+
+
+@pytest.fixture(scope="session")
 def parrot(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
     """A model that knows 24 posts by heart and little else."""
     return make_model(tmp_path_factory.mktemp("parrot"), channel(24), steps=220)

@@ -160,6 +160,8 @@ def make_model(
     lowered = [t.lower() for t in texts]
     tokenizer = make_tokenizer(lowered, vocab_size)
     size = tokenizer.get_vocab_size()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # more only wait for each other over such small matrices
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=size,
@@ -182,7 +184,7 @@ def make_model(
             ids = (ids[:1] + ids[1:] * (1 + context // max(1, len(ids))))[:context]
         rows.append(ids[:context])
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(1, steps))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=max(2, steps))
     order = torch.Generator().manual_seed(seed)
     model.train()
     for _ in range(steps):
@@ -199,6 +201,7 @@ def make_model(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+    torch.set_num_threads(threads)
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))

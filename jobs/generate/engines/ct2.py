@@ -85,7 +85,7 @@ class CTranslate2Session:
         self._generator, self._tokens, self._language, self._spec = generator, tokens, language, spec
         self._draw = partial(
             generator.generate_batch,
-            sampling_topk=spec.top_k,
+            sampling_topk=spec.top_k if spec.top_k < language.vocab_size else 0,
             sampling_topp=spec.top_p,
             sampling_temperature=spec.temperature,
             repetition_penalty=spec.repetition_penalty,
