@@ -56,6 +56,8 @@ from jobs.specs import DataError
 
 SHARDS = "part-*.parquet"
 BATCH_ROWS = 4096
+#: Kinds of media that are files and count in ``media_count``.
+FILES = ("photo", "video", "document", "audio", "voice", "sticker", "animation")
 
 _TIME = pa.timestamp("s", tz="UTC")
 ENTITY = pa.struct(

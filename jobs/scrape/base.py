@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from jobs.artifacts import FileEntry, Manifest
 from jobs.posts import Post, fetch_shards, latest_posts
+from jobs.scrape.window import Window
 from jobs.specs import DataError, ScrapeSpec, canonical_json
 from jobs.stage import StageContext
 
@@ -86,8 +87,8 @@ class Base:
             )
         return self.channel or name
 
-    def resync(self, ctx: StageContext[ScrapeSpec]) -> tuple[datetime | None, Known]:
-        """From when on to walk again, and the posts of the parent since then."""
+    def resync(self, ctx: StageContext[ScrapeSpec], window: Window) -> tuple[datetime | None, Known]:
+        """From when on to walk again, and the posts of the parent since then that lie in the window."""
         days = ctx.spec.resync_days
         if self.manifest is None or not days:
             return None, Known({})
@@ -100,7 +101,8 @@ class Base:
         with tempfile.TemporaryDirectory(dir=ctx.workdir) as folder:
             for batch in latest_posts(fetch_shards(ctx.store, self.manifest, Path(folder))):
                 for row in batch.filter(pc.greater_equal(batch["date"], start)).to_pylist():
-                    rows[row["id"]] = (row["version"], content_digest(row), row["service"])
+                    if window.holds(row["id"], row["date"]):
+                        rows[row["id"]] = (row["version"], content_digest(row), row["service"])
         return start, Known(rows)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import ijson
 
-from jobs.posts import Post
+from jobs.posts import FILES, Post
 from jobs.scrape.tolerant import Opener, OversizeError, TolerantReader, locate
 from jobs.specs import DataError
 
@@ -190,7 +190,7 @@ def to_post(message: Any, chat: Chat, where: str) -> Post:
         reactions=_reactions(message),
         reply_to=_integer(message, "reply_to_message_id", where),
         media="other" if kind == "unsupported" else media,
-        media_count=int(media is not None and media not in ("poll", "invoice")),
+        media_count=int(media in FILES),
         forwarded_from=_forwarded(message),
         via_bot=_string(message, "via_bot"),
         poll="poll" in message,

@@ -66,7 +66,7 @@ class _Found:
 def _merge(ctx: Context, found: _Found, channel: str, base: Base, out: ShardWriter) -> int:
     """Add what is new or changed. Returns the number of records met."""
     window = Window.of(ctx.spec)
-    start, known = base.resync(ctx)
+    start, known = base.resync(ctx, window)
     met = 0
     template: Post | None = None
     newest = base.newest_id
@@ -93,8 +93,7 @@ def _merge(ctx: Context, found: _Found, channel: str, base: Base, out: ShardWrit
         out.add(post, newest)
         if out.rows % 1000 == 0:
             ctx.progress.update(message=f"reading {found.where}", done=out.counts["posts"], unit="posts")
-    limited = window.start or window.end or window.after or window.before
-    if template is not None and whole and not limited:
+    if template is not None and whole:
         for number in known.gone_before(None):
             out.add(known.deletion(number, template), newest)
     return met

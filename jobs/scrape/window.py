@@ -35,12 +35,16 @@ class Window:
         )
 
     def accepts(self, post: Post) -> bool:
-        """Whether the post lies within the limits by date and id. Without a date no limit by date is met."""
-        if post.id <= self.after or (self.before is not None and post.id >= self.before):
+        """Whether the post lies within the limits by date and id."""
+        return self.holds(post.id, post.date)
+
+    def holds(self, number: int, date: datetime | None) -> bool:
+        """As ``accepts``. What has no date meets no limit by date."""
+        if number <= self.after or (self.before is not None and number >= self.before):
             return False
-        if self.start is not None and (post.date is None or post.date < self.start):
+        if self.start is not None and (date is None or date < self.start):
             return False
-        return not (self.end is not None and (post.date is None or post.date >= self.end))
+        return not (self.end is not None and (date is None or date >= self.end))
 
     def passed(self, post: Post) -> bool:
         """Whether this post, in a source whose posts come in order, and all after it are too late."""

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import ArtifactStore
 from jobs.posts import read_posts
-from jobs.specs import digest_id
+from jobs.reporting import ProgressReporter
+from jobs.specs import ScrapeSpec, digest_id
+from jobs.stage import StageContext
 
 
 def upload(store: ArtifactStore, name: str, data: bytes) -> str:
@@ -19,6 +22,12 @@ def upload(store: ArtifactStore, name: str, data: bytes) -> str:
     writer.put_bytes(name, data)
     writer.commit(stage="upload", spec={}, info={"name": name})
     return ref
+
+
+def context(store: ArtifactStore, spec: ScrapeSpec, workdir: Path) -> StageContext[ScrapeSpec]:
+    """What the stage contract hands to ``run``: for tests of errors, which need no process of their own."""
+    progress = ProgressReporter(store.bucket, "progress.json", stage="scrape", run="r", shard=None)
+    return StageContext(spec, store, run="r", shard=None, workdir=workdir, progress=progress)
 
 
 def rows(store: ArtifactStore, ref: str, *columns: str) -> list[dict[str, Any]]:

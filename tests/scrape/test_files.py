@@ -15,13 +15,11 @@ import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.posts import POST_SCHEMA
-from jobs.reporting import ProgressReporter
 from jobs.scrape.files import run as run_files
 from jobs.specs import DataError, ExitCode, ScrapeSpec
-from jobs.stage import StageContext
 from tests.conftest import RunStage
 
-from .helpers import account, encode, export, message, rows, upload
+from .helpers import account, context, encode, export, message, rows, upload
 
 
 def packed(*members: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -315,10 +313,8 @@ BAD_SOURCES: dict[str, tuple[str, bytes, str]] = {
 def test_bad_input_is_told_in_one_sentence(store: ArtifactStore, tmp_path: Path, case: str) -> None:
     name, data, sentence = BAD_SOURCES[case]
     spec = ScrapeSpec(source=upload(store, name, data))
-    progress = ProgressReporter(store.bucket, "p.json", stage="scrape", run="r", shard=None)
-    ctx = StageContext(spec, store, run="r", shard=None, workdir=tmp_path, progress=progress)
     with pytest.raises(DataError) as caught:
-        run_files(ctx)
+        run_files(context(store, spec, tmp_path))
     assert sentence in str(caught.value)
     assert name in str(caught.value)
     assert store.find(spec.ref()) is None
