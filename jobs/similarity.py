@@ -26,7 +26,7 @@ ALGORITHM = 1  # raise when hashes, signatures or normalisation change: stored a
 
 Hashes = NDArray[np.uint64]
 
-_NOT_WORD = re.compile(r"[\W_]+")
+_WORD = re.compile(r"[^\W_]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15 | 1)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)  # splitmix64's finaliser
 
@@ -37,7 +37,7 @@ def normalise(text: str) -> str:
     A text without letters or digits (emoji, a lone sign) keeps its signs and loses only its runs of spaces.
     """
     folded = text.casefold().replace("ё", "е")
-    return _NOT_WORD.sub(" ", folded).strip() or " ".join(folded.split())
+    return " ".join(_WORD.findall(folded)) or " ".join(folded.split())
 
 
 def _mix(values: Hashes) -> Hashes:

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.preprocess.draft import Draft
-from jobs.preprocess.rules import KINDS, AnyRule, Drop, MaskPii
+from jobs.preprocess.rule_base import Drop
+from jobs.preprocess.rules import KINDS, AnyRule
+from jobs.preprocess.rules_text import MaskPii
 from jobs.specs import SpecError, describe
 
 MAX_SIZE = 1024 * 1024  # bytes of a profile

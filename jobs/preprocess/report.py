@@ -44,7 +44,6 @@ class Findings:
     capitals: float
     style: Style
     blocks: dict[str, BlockStats]
-    scratch: bool
     spec: PreprocessSpec
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from jobs.preprocess.corpus import Ints
 from jobs.preprocess.measure import share
-from jobs.preprocess.rules import language_detector
+from jobs.preprocess.rules_select import language_detector
 from jobs.preprocess.tokenizer import TokenizerInfo, encoder
 
 if TYPE_CHECKING:
-    from jobs.preprocess.pipeline import Corpus
+    from jobs.preprocess.gather import Corpus
 
 SAMPLE = 1000  # posts
 MOST_CHARACTERS = 2000  # of a post

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.artifacts import ArtifactStore
 from jobs.specs import ConfigError, DataError, PreprocessSpec, SpecError
+
+if TYPE_CHECKING:
+    from jobs.artifacts import ArtifactStore
 
 SCRATCH = "scratch:"
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -161,6 +164,12 @@ def _forget_origin(path: Path) -> None:
     path.write_text(json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+# White space other than spaces and line breaks; U+180E was white space in older Unicode.
+_OTHER_SPACE = re.compile("[^\\S \n]|\u180e")
+_JOINED = 64  # words that are encoded in one go
+_CACHED = 400_000  # words
+
+
 class Encoder:
     """Texts to token ids, without frame; special tokens that are written out in a text are text."""
 
@@ -171,9 +180,66 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
+        self._by_words = splits_at_words(json.loads(file.read_text(encoding="utf-8")))
+        # Words at the beginning of a line, and words after a space.
+        self._first: dict[str, list[int]] = {}
+        self._later: dict[str, list[int]] = {}
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text."""
+        """Ids of each text.
+
+        GPT-2's kind of tokenizer cuts at a space or line break between words whatever stands around it, so each
+        word needs to be encoded only once; that is several times as fast, and the same.
+        """
+        if not self._by_words:
+            return self._plain(texts)
+        if len(self._first) + len(self._later) > _CACHED:
+            self._first.clear()
+            self._later.clear()
+        first, later = self._first, self._later
+        regular = [_words_apart(t) for t in texts]
+        split = [
+            [line.split(" ") for line in t.split("\n")] if ok else [] for t, ok in zip(texts, regular, strict=True)
+        ]
+        self._learn(first, {line[0] for lines in split for line in lines}, "\n")
+        self._learn(later, {word for lines in split for line in lines for word in line[1:]}, " ")
+        odd = iter(self._plain([t for t, ok in zip(texts, regular, strict=True) if not ok]))
+        (newline,) = self._plain(["\n"])
+        found = []
+        for lines, ok in zip(split, regular, strict=True):
+            if not ok:
+                found.append(next(odd))
+                continue
+            ids: list[int] = []
+            for number, line in enumerate(lines):
+                if number:
+                    ids += newline
+                ids += first[line[0]]
+                for word in line[1:]:
+                    ids += later[word]
+            found.append(ids)
+        return found
+
+    def _learn(self, known: dict[str, list[int]], words: set[str], joint: str) -> None:
+        """Encode words that are not known yet, many in one text: by where a token begins it belongs to a word."""
+        known[""] = []
+        new = sorted(words - known.keys())
+        groups = [new[n : n + _JOINED] for n in range(0, len(new), _JOINED)]
+        # A first word has no space before it: line breaks keep such words apart, and are dropped again.
+        joined = ["".join(joint + w for w in g) if joint == " " else joint.join(g) for g in groups]
+        for group, encoding in zip(groups, self._tokenizer.encode_batch(joined, add_special_tokens=False), strict=True):
+            pieces: list[list[int]] = [[] for _ in group]
+            lengths = [len(w) + 1 for w in group]
+            ends = np.cumsum(lengths)
+            starts = np.array([start for start, _ in encoding.offsets], np.int64)
+            owners = np.searchsorted(ends, starts, "right")
+            breaks = set((ends - 1).tolist()) if joint == "\n" else ()
+            for token, owner, start in zip(encoding.ids, owners.tolist(), starts.tolist(), strict=True):
+                if start not in breaks:
+                    pieces[owner].append(token)
+            known.update(zip(group, pieces, strict=True))
+
+    def _plain(self, texts: list[str]) -> list[list[int]]:
         return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:
@@ -184,6 +250,26 @@ class Encoder:
     def line_ends(self, size: int) -> NDArray[np.bool_]:
         """For each of the vocabulary's ``size`` tokens whether its text ends in a line break."""
         return np.array([self._tokenizer.decode([n], skip_special_tokens=False).endswith("\n") for n in range(size)])
+
+
+def _words_apart(text: str) -> bool:
+    """Whether the words stand apart by exactly one space or line break each, with none at the ends."""
+    return len(text.split()) == text.count(" ") + text.count("\n") + 1 and not _OTHER_SPACE.search(text)
+
+
+def splits_at_words(tokenizer: dict[str, Any]) -> bool:
+    """Whether a tokenizer (its JSON) cuts as GPT-2 does: by its regular expression and nothing else."""
+    cutter = tokenizer.get("pre_tokenizer") or {}
+    model = tokenizer.get("model") or {}
+    return (
+        tokenizer.get("normalizer") is None
+        and cutter.get("type") == "ByteLevel"
+        and cutter.get("add_prefix_space") is False
+        and cutter.get("use_regex", True) is True
+        and model.get("type") == "BPE"
+        and not model.get("dropout")
+        and all(token.get("special") for token in tokenizer.get("added_tokens", ()))
+    )
 
 
 @lru_cache(maxsize=2)

@@ -1,0 +1,236 @@
+"""Rules that change the text of a post."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, PrivateAttr
+
+from jobs.preprocess import pii
+from jobs.preprocess.draft import Draft
+from jobs.preprocess.rule_base import Pattern, Rule, Verdict, compile_pattern
+
+
+class Replace(Rule):
+    """Replace what ``pattern`` finds by ``with``, in which ``\\1`` stands for the first group."""
+
+    use: Literal["replace"]
+    pattern: Pattern
+    by: str = Field(alias="with", max_length=1000)
+    ignore_case: bool = False
+
+    _pattern: Any = PrivateAttr(None)
+
+    def model_post_init(self, context: Any, /) -> None:
+        self._pattern = compile_pattern(self.pattern, ignore_case=self.ignore_case)
+        try:
+            self._pattern.sub(self.by, "")
+            groups = {int(n) for n in re.findall(r"\\([0-9])", self.by)}
+        except Exception as error:  # RE2's wrapper raises re.error, IndexError or its own, by the template
+            raise ValueError(f"{self.by!r} is no replacement: {error}") from error
+        if groups and max(groups) > self._pattern.groups:
+            raise ValueError(f"{self.by!r} names a group that {self.pattern!r} does not have")
+
+    def apply(self, draft: Draft) -> Verdict:
+        text = draft.text
+        changed, count = self._pattern.subn(self.by, text)
+        if not count or changed == text:
+            return False
+        draft.set_text(changed)
+        return True
+
+
+# Zero-width and invisible signs, direction marks, soft hyphens, controls, noncharacters, lone surrogates. The
+# joiner U+200D stays between emoji, where it makes one sign of several.
+_REMOVED = (
+    "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b\u200c\u200e\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ufdd0-\ufdef\ud800-\udfff\U000e0000-\U000e0fff"
+)
+_JOINER = "(?<![\u00a9\u00ae\u203c-\u3299\ufe0f\U0001f000-\U0001faff])\u200d"
+_STRIPPED = re.compile(f"[{_REMOVED}]|{_JOINER}")
+# Characters that need none of this: a quick look decides for most posts.
+_USUAL = re.compile(
+    "[\n\x20-\x7e\u00a1-\u00ac\u00ae-\u02ff\u0370-\u0482\u048a-\u0590\u2010-\u2027\u2030-\u205e\u20a0-\u20cf"
+    "\u2190-\u2bff\u2e00-\u2e7f\u3001-\u3029\U0001f000-\U0001faff]*"
+)
+_BLANKS = re.compile("[\t\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_MARKS_SUSPECTED = re.compile("[^\x00-\u02ff\u0370-\u0482\u048a-\u0590\u2010-\u20cf\u2100-\u2fff\U0001f000-\U0001faff]")
+_MARK_RUN = compile_pattern(r"\pM+")
+
+
+class CleanCharacters(Rule):
+    """Take out invisible characters and put one form in the place of several.
+
+    Removed: zero-width characters, byte order marks, direction marks, soft hyphens, controls, lone surrogates.
+    Every kind of space becomes a space. ``replace``: further characters or words to replace. Runs of more than
+    ``max_marks`` combining marks are cut. ``normalise``: Unicode's NFC, so that й is one character.
+    """
+
+    use: Literal["clean_characters"]
+    replace: dict[str, str] = Field(default_factory=dict, max_length=1000)
+    normalise: Literal["NFC", "none"] = "NFC"
+    max_marks: int = Field(4, ge=1, le=30)
+
+    def model_post_init(self, context: Any, /) -> None:
+        if "" in self.replace:
+            raise ValueError("'replace' cannot replace nothing")
+        if any("\n" in part for pair in self.replace.items() for part in pair):
+            raise ValueError("'replace' works within lines; it cannot hold line breaks")
+
+    def apply(self, draft: Draft) -> Verdict:
+        before = text = draft.text
+        if _USUAL.fullmatch(text):
+            if self.normalise == "NFC" and not text.isascii():
+                text = unicodedata.normalize("NFC", text)
+            return self._replaced(draft, before, text)
+        text = _STRIPPED.sub("", text)
+        text = _BLANKS.sub(" ", text)
+        if _MARKS_SUSPECTED.search(text):
+            # Cut runs first: putting marks in order takes time quadratic in the length of a run.
+            text = _MARK_RUN.sub(lambda match: match.group()[: self.max_marks], text)
+        if self.normalise == "NFC":
+            text = unicodedata.normalize("NFC", text)
+        return self._replaced(draft, before, text)
+
+    def _replaced(self, draft: Draft, before: str, text: str) -> bool:
+        for old, new in self.replace.items():
+            text = text.replace(old, new)
+        if text == before:
+            return False
+        draft.set_text(text)
+        return True
+
+
+class NormaliseSeparator(Rule):
+    """Lines that are only a separator become exactly ``separator``; those at the post's ends go.
+
+    ``variants`` matches a whole line that stands for one separator. A line of several separators («@@@») becomes
+    as many lines (five at most), for it is a pause. Blank lines next to separators go. ``split_glued``: a line
+    that begins or ends with a separator and a space is parted there.
+    """
+
+    use: Literal["normalise_separator"]
+    separator: str = Field("@", min_length=1, max_length=20)
+    variants: Pattern = "[@＠]"
+    split_glued: bool = True
+
+    _variants: Any = PrivateAttr(None)
+    _run: Any = PrivateAttr(None)
+
+    MAX_RUN: ClassVar[int] = 5
+
+    def model_post_init(self, context: Any, /) -> None:
+        if self.separator != self.separator.strip() or "\n" in self.separator:
+            raise ValueError("'separator' has no spaces at its ends and no line breaks")
+        self._variants = compile_pattern(self.variants)
+        self._run = compile_pattern(rf"(?:(?:{self.variants})\s*)+")
+
+    def apply(self, draft: Draft) -> Verdict:
+        if not self._variants.search(draft.text):
+            return False
+        before = draft.lines
+        if before.count(self.separator) and not self._variants.search(
+            "\n".join(line for line in before if line != self.separator)
+        ):
+            parts = [[line.strip()] for line in before]  # the separator stands nowhere but alone
+        else:
+            parts = [self._parts(line) for line in before]
+        after: list[str] = []
+        pending_blank = 0
+        for pieces in parts:
+            for piece in pieces:
+                if not piece:
+                    pending_blank += 1
+                    continue
+                at_separator = piece == self.separator or not after or after[-1] == self.separator
+                if pending_blank and not at_separator:
+                    after.extend([""] * pending_blank)
+                pending_blank = 0
+                after.append(piece)
+        after.extend([""] * pending_blank)
+        start, end = 0, len(after)
+        while start < end and (after[start] == self.separator or not after[start]):
+            start += 1
+        while end > start and (after[end - 1] == self.separator or not after[end - 1]):
+            end -= 1
+        after = after[start:end]
+        if after == before:
+            return False
+        draft.set_text("\n".join(after))
+        return True
+
+    def _parts(self, line: str) -> list[str]:
+        line = line.strip()
+        if not line:
+            return [""]
+        if self._run.fullmatch(line):
+            count = sum(1 for _ in self._variants.finditer(line))
+            return [self.separator] * min(count, self.MAX_RUN)
+        if not self.split_glued:
+            return [line]
+        front, back = [], []
+        for mark in (self.separator + " ",):
+            if line.startswith(mark):
+                front, line = [self.separator], line[len(mark) :].strip()
+        if line.endswith(" " + self.separator):
+            back, line = [self.separator], line[: -len(self.separator) - 1].strip()
+        return [*front, line, *back]
+
+
+_SPACES = re.compile(" {2,}")
+
+
+class Tidy(Rule):
+    """Strip the ends of lines and of the post; keep at most ``max_blank_lines`` in a row; one space for several."""
+
+    use: Literal["tidy"]
+    max_blank_lines: int = Field(1, ge=0, le=100)
+    collapse_spaces: bool = True
+
+    def apply(self, draft: Draft) -> Verdict:
+        kept: list[int] = []
+        lines: list[str] = []
+        blanks = 0
+        for number, line in enumerate(draft.lines):
+            stripped = line.strip()
+            if self.collapse_spaces and "  " in stripped:
+                stripped = _SPACES.sub(" ", stripped)
+            if stripped:
+                blanks = 0
+            else:
+                blanks += 1
+                if blanks > self.max_blank_lines or not kept:
+                    continue
+            kept.append(number)
+            lines.append(stripped)
+        while lines and not lines[-1]:
+            lines.pop()
+            kept.pop()
+        if lines == draft.lines:
+            return False
+        if not lines:
+            changed = draft.lines != [""]
+            draft.lines, draft.marks = [""], None
+            return changed
+        draft.keep(kept)
+        draft.lines = lines
+        return True
+
+
+class MaskPii(Rule):
+    """Mask phone numbers, e-mail addresses and @mentions (and t.me links to people and channels)."""
+
+    use: Literal["mask_pii"]
+    phone: str | None = Field("[телефон]", max_length=40, description="what stands instead; unset: leave them")
+    email: str | None = Field("[почта]", max_length=40)
+    mention: str | None = Field("[имя]", max_length=40)
+
+    def apply(self, draft: Draft) -> Verdict:
+        before = draft.text
+        after = pii.mask(before, phone=self.phone, email=self.email, mention=self.mention)
+        if after == before:
+            return False
+        draft.set_text(after)
+        return True
