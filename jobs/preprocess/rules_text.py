@@ -14,7 +14,7 @@ from jobs.preprocess.rule_base import Pattern, Rule, Verdict, compile_pattern
 
 
 class Replace(Rule):
-    """Replace what ``pattern`` finds by ``with``, in which ``\\1`` stands for the first group."""
+    """Replace what ``pattern`` finds by ``with``: ``\\1`` in it is the first group, ``\\\\`` a backslash."""
 
     use: Literal["replace"]
     pattern: Pattern
@@ -22,20 +22,26 @@ class Replace(Rule):
     ignore_case: bool = False
 
     _pattern: Any = PrivateAttr(None)
+    _parts: list[str | int] = PrivateAttr(default_factory=list)
 
     def model_post_init(self, context: Any, /) -> None:
         self._pattern = compile_pattern(self.pattern, ignore_case=self.ignore_case)
-        try:
-            self._pattern.sub(self.by, "")
-            groups = {int(n) for n in re.findall(r"\\([0-9])", self.by)}
-        except Exception as error:  # RE2's wrapper raises re.error, IndexError or its own, by the template
-            raise ValueError(f"{self.by!r} is no replacement: {error}") from error
-        if groups and max(groups) > self._pattern.groups:
-            raise ValueError(f"{self.by!r} names a group that {self.pattern!r} does not have")
+        # Not RE2's own templates: its wrapper garbles those that are not ASCII.
+        for piece in re.split(r"(\\[0-9\\])", self.by):
+            if re.fullmatch(r"\\[0-9]", piece):
+                if int(piece[1]) > self._pattern.groups:
+                    raise ValueError(f"{self.by!r} names a group that {self.pattern!r} does not have")
+                self._parts.append(int(piece[1]))
+            else:
+                self._parts.append("\\" if piece == "\\\\" else piece)
 
     def apply(self, draft: Draft) -> Verdict:
         text = draft.text
-        changed, count = self._pattern.subn(self.by, text)
+
+        def replacement(match: Any) -> str:
+            return "".join(p if isinstance(p, str) else match.group(p) or "" for p in self._parts)
+
+        changed, count = self._pattern.subn(replacement, text)
         if not count or changed == text:
             return False
         draft.set_text(changed)
