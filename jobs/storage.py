@@ -120,8 +120,9 @@ def translate(error: BaseException, doing: str, settings: S3Settings) -> BugurtE
         return _client_error(cause, doing, settings)
     where = settings.endpoint or "AWS S3"
     if isinstance(cause, bx.NoCredentialsError | bx.PartialCredentialsError | bx.CredentialRetrievalError):
+        what = "no S3 credentials were found" if isinstance(cause, bx.NoCredentialsError) else _one_line(cause)
         return ConfigError(
-            f"{doing}: no S3 credentials were found; set BUGURT_S3_ACCESS_KEY_ID and "
+            f"{doing}: {what}; set BUGURT_S3_ACCESS_KEY_ID and "
             "BUGURT_S3_SECRET_ACCESS_KEY, or the AWS environment or profile"
         )
     if isinstance(cause, _BAD_SETTINGS):
@@ -342,9 +343,13 @@ class Bucket:
             pages = self.client.get_paginator("list_multipart_uploads").paginate(
                 Bucket=self.settings.bucket, Prefix=self.key(under)
             )
-            for page in pages:
-                for entry in page.get("Uploads", []):
-                    yield entry["Key"][cut:], entry["UploadId"], entry["Initiated"]
+            try:
+                for page in pages:
+                    for entry in page.get("Uploads", []):
+                        yield entry["Key"][cut:], entry["UploadId"], entry["Initiated"]
+            except bx.ClientError as error:
+                if error.response.get("Error", {}).get("Code") != "NoSuchUpload":  # rclone's word for none so far
+                    raise
 
     def abort_upload(self, path: str, upload_id: str) -> None:
         """Throw away an unfinished multipart upload."""

@@ -1,0 +1,256 @@
+"""Leases: never two holders at a time, and never a dead one for long."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import botocore.endpoint
+import pytest
+
+from jobs.artifacts import ArtifactStore
+from jobs.leases import Lease, lease_name
+from jobs.specs import Interrupted, TemporaryError
+from jobs.storage import Bucket
+from tests.conftest import ROOT, S3Server
+from tests.s3_faults import FaultyS3, faulty_s3, retry_without_pauses
+
+
+@pytest.fixture
+def bucket(store: ArtifactStore) -> Bucket:
+    return store.bucket
+
+
+@pytest.fixture
+def faults(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    monkeypatch.setitem(vars(botocore.endpoint), "time", time)  # undone afterwards
+    retry_without_pauses()
+    with faulty_s3(s3_server.endpoint) as proxy:
+        yield proxy
+
+
+def claims(bucket: Bucket) -> list[str]:
+    return [o.path for o in bucket.list("leases/")]
+
+
+def held(bucket: Bucket, **options: Any) -> Lease:
+    lease = Lease(bucket, "thing", holder="me", **options)
+    lease.acquire()
+    return lease
+
+
+def give_up(sentence: str) -> None:
+    raise Interrupted(sentence)
+
+
+def test_a_lease_is_held_once_and_given_back(bucket: Bucket) -> None:
+    with Lease(bucket, "thing", holder="run a") as lease:
+        lease.ensure(ask=True)
+        assert len(claims(bucket)) == 1
+        with pytest.raises(Interrupted, match="waiting: run a is at work on the same thing"):
+            Lease(bucket, "thing", holder="run b", waiting=give_up).acquire()
+        with Lease(bucket, "other thing", holder="run b"):
+            assert len(claims(bucket)) == 2
+    assert claims(bucket) == []
+    with Lease(bucket, "thing", holder="run b", waiting=give_up):
+        assert len(claims(bucket)) == 1
+    assert claims(bucket) == []
+
+
+def test_leaving_by_an_error_gives_it_back(bucket: Bucket) -> None:
+    with pytest.raises(ZeroDivisionError), Lease(bucket, "thing", holder="me"):
+        raise ZeroDivisionError
+    with Lease(bucket, "thing", holder="me"):
+        with pytest.raises(Interrupted), Lease(bucket, "thing", holder="me", waiting=give_up):
+            pytest.fail("two hold it")
+        assert len(claims(bucket)) == 1
+    assert "lease" not in {t.name for t in threading.enumerate()}
+
+
+CONTENDER = """
+import os, sys, threading, time
+from jobs.artifacts import ArtifactStore
+store, folder, rounds = ArtifactStore.from_env(), sys.argv[1], int(sys.argv[2])
+alone = os.path.join(folder, "alone")
+def work():
+    for _ in range(rounds):
+        with store.lease("thing", holder="x"):
+            os.close(os.open(alone, os.O_CREAT | os.O_EXCL))  # fails when another one is in here
+            time.sleep(0.02)
+            os.unlink(alone)
+        print("round", flush=True)
+threads = [threading.Thread(target=work) for _ in range(2)]
+for t in threads: t.start()
+for t in threads: t.join()
+"""
+
+
+def test_processes_and_threads_never_hold_it_together(s3_env: dict[str, str], tmp_path: Path) -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CONTENDER, str(tmp_path), "2"],
+            env={**os.environ, **s3_env, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        out, err = process.communicate(timeout=120)
+        assert err == ""  # a thread that was not alone would print why
+        assert out.count("round") == 4
+
+
+def test_a_process_that_died_here_is_found_out_at_once(bucket: Bucket, s3_env: dict[str, str]) -> None:
+    code = (
+        "import sys; from jobs.artifacts import ArtifactStore\n"
+        "ArtifactStore.from_env().lease('thing', holder='the dead').acquire()\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, **s3_env, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(Interrupted, match="the dead is at work"):
+        Lease(bucket, "thing", holder="me", waiting=give_up).acquire()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    begun = time.monotonic()
+    with Lease(bucket, "thing", holder="me", waiting=give_up):
+        assert time.monotonic() - begun < 20
+        assert len(claims(bucket)) == 1
+
+
+def elsewhere(bucket: Bucket, name: str = "theirs") -> str:
+    """A claim of a process of another machine, whose life only its age can tell."""
+    path = f"leases/thing/{name}.json"
+    bucket.put_bytes(path, b'{"holder": "run far", "host": "elsewhere", "pid": 1, "start": "1"}')
+    return path
+
+
+def at(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the server's clock, and nothing else, go on."""
+    real = bucket.server_time
+    monkeypatch.setattr(bucket, "server_time", lambda: real() + timedelta(seconds=seconds))
+
+
+def test_a_claim_dies_by_the_servers_clock_alone(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = elsewhere(bucket)
+    with pytest.raises(Interrupted, match="run far is at work"):
+        Lease(bucket, "thing", holder="me", waiting=give_up).acquire()
+    monkeypatch.setattr(time, "time", lambda: 4e9)  # this machine's clock is of no account
+    with pytest.raises(Interrupted):
+        Lease(bucket, "thing", holder="me", waiting=give_up).acquire()
+    at(bucket, monkeypatch, 50)
+    with pytest.raises(Interrupted):
+        Lease(bucket, "thing", holder="me", waiting=give_up).acquire()
+    at(bucket, monkeypatch, 15)
+    lease = held(bucket, waiting=give_up)
+    assert path not in claims(bucket)
+    lease.release()
+
+
+def test_damaged_claims_count_until_they_are_old(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, body in enumerate((b"", b"[]", b"\xff", b'{"host": 1, "pid": "x"}', b"x" * 20_000)):
+        bucket.put_bytes(f"leases/thing/{number}.json", body)
+    with pytest.raises(Interrupted, match="another process is at work"):
+        Lease(bucket, "thing", holder="me", waiting=give_up).acquire()
+    at(bucket, monkeypatch, 61)
+    held(bucket, waiting=give_up).release()
+    assert claims(bucket) == []
+
+
+def test_a_claim_is_kept_alive(bucket: Bucket) -> None:
+    lease = held(bucket, ttl=1.2)
+    (before,) = bucket.list("leases/")
+    deadline = time.monotonic() + 20
+    while (now := next(bucket.list("leases/"))).modified <= before.modified:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)  # object storage tells of no changes
+    assert now.path.startswith("leases/thing/")
+    lease.ensure()
+    lease.release()
+    assert claims(bucket) == []
+
+
+def test_a_holder_whose_claim_was_removed_finds_out_and_does_not_take_it_back(
+    bucket: Bucket, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease = held(bucket, ttl=1.0)
+    bucket.delete(claims(bucket))
+    theirs = elsewhere(bucket)
+    with caplog.at_level(logging.ERROR):
+        assert lease.lost.wait(20)  # by the thread that renews
+    with pytest.raises(TemporaryError, match="the lease leases/thing was lost: this process was out of touch"):
+        lease.ensure()
+    lease.release()
+    assert claims(bucket) == [theirs]
+
+
+def test_asking_finds_out_before_the_next_renewal(bucket: Bucket) -> None:
+    lease = held(bucket)
+    bucket.delete(claims(bucket))
+    lease.ensure()  # not in doubt yet
+    with pytest.raises(TemporaryError, match="was lost"):
+        lease.ensure(ask=True)
+    lease.release()
+    assert claims(bucket) == []
+
+
+def test_a_machine_that_slept_asks_before_it_goes_on(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own clocks stood still, so the claim's age tells it; nobody has come, so it may go on by a new claim."""
+    lease = held(bucket)
+    (before,) = claims(bucket)
+    at(bucket, monkeypatch, 55)
+    lease.ensure(ask=True)
+    (after,) = claims(bucket)
+    assert after != before
+    assert not lease.lost.is_set()
+    lease.release()
+    assert claims(bucket) == []
+
+
+def test_a_late_holder_yields_to_whoever_came(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease = held(bucket)
+    lease._renewed -= 46  # as after 46 seconds of a dead network
+    theirs = elsewhere(bucket)
+    with pytest.raises(TemporaryError, match="was lost"):
+        lease.ensure()
+    assert claims(bucket) == [theirs]
+    lease.release()
+
+
+def test_a_bucket_that_is_away_for_a_while_costs_nothing(s3_env: dict[str, str], faults: FaultyS3) -> None:
+    bucket = ArtifactStore.from_env({**s3_env, "BUGURT_S3_ENDPOINT": faults.endpoint}).bucket
+    lease = held(bucket)
+    faults.break_next("error", times=10_000)
+    with pytest.raises(TemporaryError, match="answered 500"):
+        lease.ensure(ask=True)
+    assert not lease.lost.is_set()
+    faults.clear()
+    lease.ensure(ask=True)
+    faults.break_next("error", times=10_000)
+    lease.release()  # never raises: the claim dies by itself
+    faults.clear()
+    assert len(claims(bucket)) == 1
+
+
+def test_names_are_safe_as_keys() -> None:
+    assert lease_name("posts/0123") == "posts/0123"
+    assert lease_name("/a b\n🙂?*/") == "a-b----"
+    assert len(lease_name("x" * 1000)) == 200
