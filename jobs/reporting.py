@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -12,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.specs import BugurtError, NotFoundError
-from jobs.storage import MIB, Bucket
+from jobs.specs import BugurtError, DataError
+from jobs.storage import Bucket
+from jobs.streams import MIB
 
 LOG_INTERVAL = 15.0  # seconds between uploads of the log
 PROGRESS_INTERVAL = 2.0  # seconds between uploads of the progress
@@ -31,6 +33,7 @@ SECRET_VARIABLES = (
     "BUGURT_TELEGRAM_PASSWORD",
     "BUGURT_TELEGRAM_PROXY",
     "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
 )
 
 
@@ -56,8 +59,9 @@ class _Json(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": stamp, "level": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
-        return redact(json.dumps(line, ensure_ascii=False))
+        message = redact(record.getMessage())  # before JSON escapes a quote or a backslash in a secret
+        line = {"time": stamp, "level": record.levelname.lower(), "logger": record.name, "message": message}
+        return json.dumps(line, ensure_ascii=False)
 
 
 class _Utc(logging.Formatter):
@@ -81,6 +85,7 @@ def configure_logging(*, debug: bool, file: Path | None = None) -> None:
         copy.setFormatter(_Utc())
         root.addHandler(copy)
     root.setLevel(logging.WARNING)
+    logging.captureWarnings(True)  # Python's own warnings become lines like all others
     for name in ("bugurt", "jobs", "cli"):
         logging.getLogger(name).setLevel(logging.DEBUG if debug else logging.INFO)
 
@@ -123,7 +128,7 @@ class LogShipper(_Periodic):
         self._sent = -1
         try:
             self._before = bucket.get_bytes(path, max_size=2 * MAX_LOG)
-        except NotFoundError:
+        except DataError:  # none yet, or one that is not ours
             self._before = b""
         self._thread.start()
 
@@ -132,7 +137,9 @@ class LogShipper(_Periodic):
         if len(data) == self._sent:
             return
         whole = self._before + data
-        self._bucket.put_bytes(self._path, whole[-MAX_LOG:])
+        if len(whole) > MAX_LOG:
+            whole = whole[-MAX_LOG:].partition(b"\n")[2]
+        self._bucket.put_bytes(self._path, whole)
         self._sent = len(data)
 
     def close(self) -> None:
@@ -156,6 +163,7 @@ class ProgressReporter(_Periodic):
         self._bucket, self._path = bucket, path
         self._lock = threading.Lock()
         self._sent: str | None = None
+        self.started = False
         self._state: dict[str, Any] = {
             "stage": stage,
             "run": run,
@@ -172,10 +180,11 @@ class ProgressReporter(_Periodic):
         try:
             before = json.loads(self._bucket.get_bytes(self._path))
             self._state["attempt"] = int(before.get("attempt", 0)) + 1
-        except (NotFoundError, ValueError, TypeError, AttributeError):
+        except (DataError, ValueError, TypeError, AttributeError):
             self._state["attempt"] = 1
         self._tick()
         self._thread.start()
+        self.started = True
 
     def update(
         self,
@@ -203,10 +212,28 @@ class ProgressReporter(_Periodic):
 
     def _tick(self) -> None:
         with self._lock:
-            body = json.dumps(self._state, ensure_ascii=False, sort_keys=True, default=str)
-            if body == self._sent:
-                return
-            stamped = dict(self._state, updated=datetime.now(UTC).isoformat(timespec="seconds"))
-            data = redact(json.dumps(stamped, ensure_ascii=False, sort_keys=True, default=str))
+            state = _plain(self._state)
+        body = json.dumps(state, ensure_ascii=False, sort_keys=True)
+        if body == self._sent:
+            return
+        state["updated"] = datetime.now(UTC).isoformat(timespec="seconds")
+        data = json.dumps(state, ensure_ascii=False, sort_keys=True)
         self._bucket.put_bytes(self._path, data.encode("utf-8", "replace"))
         self._sent = body
+
+
+def _plain(value: Any) -> Any:
+    """The value as strict JSON, without secrets: NaN and infinities, which JSON has not, become null."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, str):
+        return redact(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    try:
+        number = float(value)  # numbers of numpy and torch, too
+    except (TypeError, ValueError):
+        return redact(str(value))
+    return number if math.isfinite(number) else None

@@ -13,6 +13,7 @@ artefact ``ctx.ref`` and returns. What a container is told besides its spec come
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -22,15 +23,15 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from threading import Event
 from types import FrameType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from jobs import __version__
-from jobs.artifacts import ArtifactStore, ArtifactWriter, Bucket, Manifest, S3Settings
+from jobs.artifacts import ArtifactStore, ArtifactWriter, Bucket, Lease, Manifest, S3Settings
 from jobs.reporting import LogShipper, ProgressReporter, configure_logging
 from jobs.specs import (
     RUN_NAME,
@@ -47,6 +48,7 @@ from jobs.specs import (
 
 S = TypeVar("S", bound=StageSpec)
 log = logging.getLogger("bugurt")
+ADHOC = "adhoc"  # the run of a stage that was started by hand
 
 
 class StageContext(Generic[S]):
@@ -68,7 +70,8 @@ class StageContext(Generic[S]):
         self.progress = progress
         self.log = log
         self.ref = spec.ref()
-        self.stop = Event()
+        self.stop = threading.Event()
+        self.lease: Lease | None = None  # on the artefact, while an exclusive stage runs
         self._graceful = False
 
     @property
@@ -84,8 +87,8 @@ class StageContext(Generic[S]):
         return self.store.manifest(ref)
 
     def writer(self) -> ArtifactWriter:
-        """A writer for the artefact that the spec names."""
-        return self.store.writer(self.ref)
+        """A writer for the artefact that the spec names; it writes while the lease is ours."""
+        return self.store.writer(self.ref, guard=self.lease.ensure if self.lease else None)
 
     def commit(
         self,
@@ -95,7 +98,12 @@ class StageContext(Generic[S]):
         info: Mapping[str, Any] | None = None,
         parent: str | None = None,
     ) -> Manifest:
-        """Commit the artefact with this stage's spec, inputs and run filled in."""
+        """Commit the artefact with this stage's spec, inputs and run filled in.
+
+        Raises TemporaryError, and commits nothing, when the lease was lost: another process may be at work.
+        """
+        if self.lease is not None:
+            self.lease.ensure(ask=True)
         return writer.commit(
             stage=self.spec.stage,
             spec=self.spec.model_dump(mode="json"),
@@ -111,15 +119,51 @@ class StageContext(Generic[S]):
         self._graceful = True
 
     def check_stop(self) -> None:
-        """Raise Interrupted once a signal has arrived."""
+        """Raise Interrupted once a signal has arrived, and TemporaryError once the lease is lost."""
         if self.stop.is_set():
             raise Interrupted("interrupted by a signal")
+        if self.lease is not None and self.lease.lost.is_set():
+            self.lease.ensure()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int) -> None:
         again = self.stop.is_set()
         self.stop.set()
         if not self._graceful or (again and number == signal.SIGINT):
-            raise Interrupted(f"interrupted by {signal.Signals(number).name}")
+            raise _interrupted(number)
+
+
+def _interrupted(number: int) -> Interrupted:
+    return Interrupted(f"interrupted by {signal.Signals(number).name}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """As argparse does it, but with the exit code that says that trying again is useless."""
+        self.print_usage(sys.stderr)
+        self.exit(ExitCode.BAD_SPEC, f"{self.prog}: error: {message}\n")
+
+
+class _Signals:
+    """SIGTERM and SIGINT, from a process's first moment to its last: none kills it without its exit code.
+
+    ``handler`` decides what they do; without one, Interrupted is raised. Once ``ignored`` is set nothing happens.
+    """
+
+    def __init__(self) -> None:
+        self.ignored = False
+        self.handler: Callable[[int], None] | None = None
+
+    def install(self) -> None:
+        """From now on."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._arrived)
+
+    def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if self.ignored:
+            return
+        if self.handler is None:
+            raise _interrupted(number)
+        self.handler(number)
 
 
 def load_spec(spec_type: type[S], text: str, env: Mapping[str, str] = os.environ) -> S:
@@ -129,11 +173,11 @@ def load_spec(spec_type: type[S], text: str, env: Mapping[str, str] = os.environ
         where, text = text, _read_spec(text, env)
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SpecError(f"{where} is not valid JSON: {error}") from error
     stage = spec_type.model_fields["stage"].default
     if isinstance(data, dict) and data.get("stage", stage) != stage:
-        raise SpecError(f"{where}: stage: this is the {stage} stage, not {data['stage']!r}")
+        raise SpecError(f"{where}: stage: this is the {stage} stage, not {str(data['stage'])[:60]!r}")
     spec = parse_spec(spec_type, data, where)
     missing = spec.missing_inputs()
     if missing:
@@ -172,14 +216,18 @@ def explain(error: BaseException) -> tuple[str, ExitCode]:
         place = f": {error.filename}" if error.filename else ""
         return f"{error.strerror or error}{place}", ExitCode.TRY_AGAIN
     text = " ".join(str(error).split())[:500]
-    return f"internal error, please report it: {type(error).__name__}: {text}", ExitCode.INTERNAL
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if Path(f.filename).is_relative_to(Path(__file__).parent)] or frames
+    place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
+    sentence = f"internal error{place}, please report it with the output of --debug: {type(error).__name__}: {text}"
+    return sentence, ExitCode.INTERNAL
 
 
 def _shard(env: Mapping[str, str], spec: StageSpec) -> int | None:
     text = env.get("JOB_COMPLETION_INDEX")
     if text is None or not hasattr(spec, "shards"):
         return None
-    if not text.isdigit() or int(text) >= spec.shards:
+    if not (text.isascii() and text.isdigit()) or int(text) >= spec.shards:
         raise SpecError(f"JOB_COMPLETION_INDEX is {text!r}, but the spec has {spec.shards} shards")
     return int(text)
 
@@ -200,65 +248,109 @@ def main(
     takes its own.
     """
     stage = spec_type.model_fields["stage"].default
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.{stage}", description=description or spec_type.__doc__)
+    parser = _Parser(prog=f"python -m jobs.{stage}", description=description or spec_type.__doc__)
     parser.add_argument("--spec", help="a JSON file or an s3:// address (default: the variable BUGURT_SPEC)")
     parser.add_argument("--force", action="store_true", help="do it again although the artefact is there")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
-    debug = options.debug or os.environ.get("BUGURT_DEBUG", "") not in ("", "0")
-    env = os.environ
-    configure_logging(debug=debug)
-    workdir: Path | None = None
-    progress: ProgressReporter | None = None
-    shipper: LogShipper | None = None
+    process = _Process(spec_type, run, options, exclusive=exclusive)
     try:
-        workdir = Path(tempfile.mkdtemp(prefix=f"bugurt-{stage}-", dir=env.get("BUGURT_WORKDIR") or None))
-        log_file = workdir / "log.txt"
-        configure_logging(debug=debug, file=log_file)
-        text = options.spec or env.get("BUGURT_SPEC")
+        try:
+            code = process.work()
+        except BaseException as error:
+            process.signals.ignored = True  # a second signal must not cut the report short
+            code = process.failed(error)
+    except Interrupted as error:  # a signal between that except and its first line
+        process.signals.ignored = True
+        code = process.failed(error)
+    process.close()
+    os._exit(code)  # threads of libraries must not hold up the end or change the code
+
+
+class _Process(Generic[S]):
+    """One attempt of a stage: from the environment to the last report."""
+
+    def __init__(
+        self,
+        spec_type: type[S],
+        run: Callable[[StageContext[S]], str | None],
+        options: argparse.Namespace,
+        *,
+        exclusive: bool,
+    ) -> None:
+        self._spec_type, self._run, self._options = spec_type, run, options
+        self._exclusive = exclusive
+        self.signals = _Signals()
+        self._debug = options.debug or os.environ.get("BUGURT_DEBUG", "") not in ("", "0")
+        self._stage = spec_type.model_fields["stage"].default
+        self._workdir: Path | None = None
+        self._progress: ProgressReporter | None = None
+        self._shipper: LogShipper | None = None
+        configure_logging(debug=self._debug)
+        threading.excepthook = lambda args: log.error(
+            "in thread %s: %s", args.thread and args.thread.name, args.exc_value
+        )
+
+    def work(self) -> ExitCode:
+        """Do it; raises whatever it ends in."""
+        self.signals.install()
+        env = os.environ
+        parent = env.get("BUGURT_WORKDIR") or None
+        if parent is not None and not Path(parent).is_dir():
+            raise ConfigError(f"BUGURT_WORKDIR: {parent} is no folder")
+        self._workdir = Path(tempfile.mkdtemp(prefix=f"bugurt-{self._stage}-", dir=parent))
+        log_file = self._workdir / "log.txt"
+        configure_logging(debug=self._debug, file=log_file)
+        text = self._options.spec or env.get("BUGURT_SPEC")
         if not text:
             raise SpecError("no spec: give --spec FILE or set BUGURT_SPEC")
-        spec = load_spec(spec_type, text, env)
-        run_name = env.get("BUGURT_RUN") or "adhoc"
+        spec = load_spec(self._spec_type, text, env)
+        run_name = env.get("BUGURT_RUN") or ADHOC
         if not re.fullmatch(RUN_NAME, run_name):
             raise SpecError(f"BUGURT_RUN: {run_name!r} is not a run's name (lower-case letters, digits, -; at most 31)")
         shard = _shard(env, spec)
         store = ArtifactStore.from_env(env)
-        (workdir / "work").mkdir()
-        folder = f"runs/{run_name}/{stage}" + (f"/shard-{shard:05d}" if shard is not None else "")
-        progress = ProgressReporter(store.bucket, f"{folder}/progress.json", stage=stage, run=run_name, shard=shard)
-        ctx = StageContext(spec, store, run=run_name, shard=shard, workdir=workdir / "work", progress=progress)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, ctx._on_signal)
+        scratch = self._workdir / "work"
+        scratch.mkdir()
+        folder = f"runs/{run_name}/{self._stage}" + (f"/shard-{shard:05d}" if shard is not None else "")
+        self._progress = ProgressReporter(
+            store.bucket, f"{folder}/progress.json", stage=self._stage, run=run_name, shard=shard
+        )
+        ctx = StageContext(spec, store, run=run_name, shard=shard, workdir=scratch, progress=self._progress)
+        self.signals.handler = ctx._on_signal
         store.bucket.check()
-        shipper = LogShipper(store.bucket, f"{folder}/log.txt", log_file)
-        progress.start()
-        log.info("bugurt %s, stage %s, run %s: makes %s", __version__, stage, run_name, ctx.ref)
-        force = options.force or env.get("BUGURT_FORCE", "") not in ("", "0")
-        answer = _work(ctx, run, force=force, exclusive=exclusive)
-        progress.finish("succeeded", artifact=answer)
-        code = ExitCode.OK
-    except BaseException as error:
-        # From here on a second signal must not cut the report short.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        self._shipper = LogShipper(store.bucket, f"{folder}/log.txt", log_file)
+        self._progress.start()
+        log.info("bugurt %s, stage %s, run %s: makes %s", __version__, self._stage, run_name, ctx.ref)
+        force = self._options.force or env.get("BUGURT_FORCE", "") not in ("", "0")
+        answer = _work(ctx, self._run, force=force, exclusive=self._exclusive)
+        self.signals.ignored = True  # it is committed: nothing is left to interrupt
+        self._progress.finish("succeeded", artifact=answer)
+        return ExitCode.OK
+
+    def failed(self, error: BaseException) -> ExitCode:
+        """Report how it ended."""
         sentence, code = explain(error)
-        if debug or code == ExitCode.INTERNAL:
+        if self._debug:
             log.debug("%s", "".join(traceback.format_exception(error)))
         log.error("%s", sentence)
-        if progress is not None:
+        if self._progress is not None and self._progress.started:
             retry_after = error.retry_after if isinstance(error, TemporaryError) else None
             state = "interrupted" if code == ExitCode.INTERRUPTED else "failed"
-            progress.finish(state, message=sentence, exit_code=int(code), retry_after=retry_after)
-    if shipper is not None:
-        shipper.close()
-    logging.shutdown()
-    if workdir is not None:
-        shutil.rmtree(workdir, ignore_errors=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # threads of libraries must not hold up the end or change the code
+            self._progress.finish(state, message=sentence, exit_code=int(code), retry_after=retry_after)
+        return code
+
+    def close(self) -> None:
+        """Send the rest of the log and leave nothing behind."""
+        if self._shipper is not None:
+            self._shipper.close()
+        logging.shutdown()
+        if self._workdir is not None:
+            shutil.rmtree(self._workdir, ignore_errors=True)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # whoever read them is gone
+                stream.flush()
 
 
 def _work(
@@ -266,7 +358,8 @@ def _work(
 ) -> str | None:
     def found() -> bool:
         manifest = ctx.store.find(ctx.ref)
-        if manifest is None or (force and manifest.run != ctx.run):
+        # A forced Job that is tried again must find what its first try made; a run without a name is no Job.
+        if manifest is None or (force and (manifest.run != ctx.run or ctx.run == ADHOC)):
             return False
         log.info("found %s, made %s by run %s: nothing to do", ctx.ref, manifest.created.isoformat(), manifest.run)
         return True
@@ -296,7 +389,7 @@ def _work(
             log.info("%s", sentence)
             ctx.progress.update(message=sentence)
 
-    with ctx.store.lease(ctx.ref, holder=f"run {ctx.run}", waiting=waiting):
+    with ctx.store.lease(ctx.ref, holder=f"run {ctx.run}", waiting=waiting) as ctx.lease:
         return ctx.ref if found() else fresh()
 
 
