@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import artifacts, batches, cancel, demo, down, gc, init, logs, rerun, runs, status, submit
+from cli.commands import artifacts, batches, cancel, demo, down, gc, init, login, logs, rerun, runs, status, submit
 from cli.options import OPTIONS
 
 # Plain help: drawing frames with rich would double the time of `bugurt --help`.
@@ -44,7 +44,7 @@ def options(
     OPTIONS.config, OPTIONS.debug, OPTIONS.verbose, OPTIONS.quiet = config, debug, verbose, quiet
 
 
-for module in (init, submit, runs, status, logs, cancel, rerun, artifacts, gc, batches, demo, down):
+for module in (init, login, submit, runs, status, logs, cancel, rerun, artifacts, gc, batches, demo, down):
     module.register(app)
 
 

@@ -132,7 +132,8 @@ def _choose(source: Manifest) -> FileEntry:
 
 def _read(ctx: Context, source: Manifest, where: str, opener: Opener, size: int) -> _Found:
     spec = ctx.spec
-    kind = _format(spec, where, opener)
+    # In the bucket a file may have another name than its owner gave it; either may tell what it is.
+    kind = _format(spec, [where.rpartition(", ")[2], *(e.path for e in source.files)], where, opener)
     if spec.chat is not None and kind != "desktop":
         raise DataError(f"{where} is no Telegram Desktop export, so it has no chats; leave the option 'chat' out")
     advance = _Progress(ctx, size)
@@ -148,10 +149,10 @@ def _read(ctx: Context, source: Manifest, where: str, opener: Opener, size: int)
     return _Found(posts, kind, name, None, where)
 
 
-def _format(spec: ScrapeSpec, where: str, opener: Opener) -> str:
+def _format(spec: ScrapeSpec, names: list[str], where: str, opener: Opener) -> str:
     if spec.format != "auto":
         return spec.format
-    known = _FORMATS.get(PurePosixPath(where.rpartition(", ")[2]).suffix.lower())
+    known = next((_FORMATS[s] for n in names if (s := PurePosixPath(n).suffix.lower()) in _FORMATS), None)
     if known is not None:
         return known
     with opener() as raw:
