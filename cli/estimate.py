@@ -96,8 +96,25 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def known_shape(model: str) -> Shape | None:
-    """The shape of a hub model by the last part of its name, whoever's copy it is."""
+#: Layers and width of models that start from nothing, as ``jobs.train.models`` builds them (a test compares).
+SCRATCH: dict[str, tuple[int, int]] = {"tiny": (3, 128), "small": (4, 256)}
+SCRATCH_POSITIONS = 512
+#: (preset, from nothing) -> epochs and batch size, as ``jobs.train.presets`` has them (a test compares).
+PRESETS: dict[tuple[str, bool], tuple[float, int]] = {
+    ("reference", False): (5.0, 8),
+    ("reference", True): (5.0, 8),
+    ("default", False): (5.0, 8),
+    ("default", True): (10.0, 8),
+    ("tiny", False): (3.0, 8),
+    ("tiny", True): (20.0, 8),
+}
+
+
+def known_shape(model: str, *, vocab_size: int = 8192, block_size: int = 256) -> Shape | None:
+    """The shape of a model by its name: of ``scratch:SIZE``, or of a hub model, whoever's copy it is."""
+    if model.startswith("scratch:"):
+        size = SCRATCH.get(model.removeprefix("scratch:"))
+        return Shape(*size, vocab_size, max(block_size, SCRATCH_POSITIONS)) if size else None
     return SHAPES.get(model.rpartition("/")[2].lower())
 
 
@@ -277,12 +294,11 @@ def estimate_training(
     tokens: int | None = None,
     characters: int | None = None,
     block_size: int = 256,
+    vocab_size: int = 8192,
     shape: Shape | None = None,
     gpu_name: str | None = None,
     measured_tokens_per_second: float | None = None,
     processes: int = 1,
-    default_epochs: float = 3.0,
-    default_batch_size: int = 8,
 ) -> Estimate:
     """An estimate for a train spec. ``tokens`` of the dataset's training part, or the posts' ``characters``.
 
@@ -294,18 +310,17 @@ def estimate_training(
             raise SpecError("an estimate needs a dataset (its tokens) or the posts' characters")
         tokens = math.ceil(characters / CHARACTERS_PER_TOKEN)
         assumed.append(f"{CHARACTERS_PER_TOKEN:g} characters a token")
-    shape = shape or known_shape(spec.model)
+    shape = shape or known_shape(spec.model, vocab_size=vocab_size, block_size=block_size)
+    epochs, batch_size = PRESETS[spec.preset, spec.model.startswith("scratch:")]
     if shape is None:
         raise SpecError(f"the size of model {spec.model!r} is not known here; give its number of parameters")
     if spec.epochs is None and spec.max_steps is None:
-        assumed.append(f"{default_epochs:g} epochs")
-    if spec.batch_size is None:
-        assumed.append(f"batches of {default_batch_size} blocks")
+        assumed.append(f"all {epochs:g} epochs of preset {spec.preset}; early stopping may end it before")
     work = Work(
         tokens=tokens,
-        epochs=spec.epochs or default_epochs,
+        epochs=spec.epochs or epochs,
         block_size=block_size,
-        batch_size=spec.batch_size or default_batch_size,
+        batch_size=spec.batch_size or batch_size,
         accumulation=spec.gradient_accumulation_steps or 1,
         processes=processes,
         max_steps=spec.max_steps,

@@ -255,7 +255,10 @@ def _nodes(name: str, spec: dict[str, Any], nodes: int) -> dict[str, str]:
     # One lost pod takes the others with it, and each of them counts as a failure.
     spec["backoffLimit"] = int(spec.get("backoffLimit", 4)) * nodes
     spec["template"]["spec"]["subdomain"] = RENDEZVOUS_SERVICE
-    return {"BUGURT_NODES": str(nodes), "BUGURT_RENDEZVOUS": f"{name}-0.{RENDEZVOUS_SERVICE}:{RENDEZVOUS_PORT}"}
+    return {
+        "BUGURT_TRAIN_NODES": str(nodes),
+        "BUGURT_TRAIN_RENDEZVOUS": f"{name}-0.{RENDEZVOUS_SERVICE}:{RENDEZVOUS_PORT}",
+    }
 
 
 # -- the whole

@@ -92,6 +92,7 @@ class ApiServer:
 def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -131,7 +132,8 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                 if "watch" in query or parts.path.endswith("/log"):
                     self._stream(parts.path, query, fault)
                     return
-                answer = server.plane.request(self.command, parts.path, query=query, body=body)
+                kind = self.headers.get("Content-Type") or ""
+                answer = server.plane.request(self.command, parts.path, query=query, body=body, content_type=kind)
             except ApiError as error:
                 self._status(error)
                 return

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from cli.clusters.kubernetes_api import ApiError
+from cli.clusters.kubernetes_api import APPLY_PATCH, ApiError
 from cli.clusters.kubernetes_status import COMPONENT_LABEL, QUEUE_LABEL, conditions
 from jobs.specs import BugurtError
 
@@ -111,6 +111,10 @@ class ControlPlane:
         self.queue_open = True
         self.quota_message: str | None = None  # a full ResourceQuota's words, while it is full
         self.namespaces = set(namespaces)
+        self.minor = "36"
+        self.refusals: dict[str, str] = {}  # admission's words against a component's pods
+        self.denied: set[tuple[str, str]] = set()  # (verb, plural) that the user may not
+        self.foreign: set[tuple[str, str]] = set()  # (plural, name) that somebody else has changed
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.logs: dict[str, list[tuple[str, str]]] = {}
@@ -196,11 +200,13 @@ class ControlPlane:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Object:
         """One API call."""
         with self.lock:
             self._count(f"{method} {path}", "before")
-            answer = self._answer(method, path, dict(query or {}), copy.deepcopy(body))
+            apply = content_type == APPLY_PATCH
+            answer = self._answer(method, path, dict(query or {}), copy.deepcopy(body), apply=apply)
             self._count(None, "after")
             return copy.deepcopy(answer)
 
@@ -221,17 +227,30 @@ class ControlPlane:
             raise Crash(f"killed {when} call {len(self.calls)}: {self.calls[-1]}")
 
     def _place(self, path: str) -> tuple[str, str, str | None]:
-        match = re.fullmatch(r"/(?:api/v1|apis/[\w.-]+/\w+)/namespaces/([\w.-]+)/(\w+)(?:/([\w.-]+))?", path)
-        if match is None:
-            raise ApiError(404, "NotFound", f"the server could not find the requested resource {path}")
-        return match[2], match[1], match[3]
+        root = r"/(?:api/v1|apis/[\w.-]+/\w+)"
+        match = re.fullmatch(root + r"/namespaces/([\w.-]+)/(\w+)(?:/([\w.-]+))?", path)
+        if match is not None:
+            return match[2], match[1], match[3]
+        match = re.fullmatch(root + r"/(\w+)(?:/([\w.-]+))?", path)
+        if match is not None:
+            return match[1], "", match[2]
+        raise ApiError(404, "NotFound", f"the server could not find the requested resource {path}")
 
-    def _answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Object:
+    def _answer(self, method: str, path: str, query: dict[str, str], body: Any, *, apply: bool = False) -> Object:
+        if path == "/version":
+            return {"major": "1", "minor": self.minor, "gitVersion": f"v1.{self.minor}.0"}
+        if path.endswith("/selfsubjectaccessreviews"):
+            asked = body["spec"]["resourceAttributes"]
+            return {"status": {"allowed": (asked["verb"], asked["resource"]) not in self.denied}}
         if path == "/apis/kueue.x-k8s.io":
             if not self.kueue:
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
             return {"preferredVersion": {"version": "v1beta2"}}
         kind, namespace, name = self._place(path)
+        if ({"PATCH": "patch", "POST": "create", "GET": "get", "DELETE": "delete"}[method], kind) in self.denied:
+            raise ApiError(403, "Forbidden", f'{kind} is forbidden: User "me" cannot {method.lower()} resource')
+        if apply:
+            return self._apply(kind, namespace, str(name), body, force=query.get("force") == "true")
         if method == "POST":
             return self._post(kind, namespace, body, dry="dryRun" in query)
         if name is None:
@@ -258,6 +277,9 @@ class ControlPlane:
     def _post(self, kind: str, namespace: str, body: Object, *, dry: bool) -> Object:
         if namespace not in self.namespaces:
             raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
+        refusal = self.refusals.get(body["metadata"]["labels"].get(COMPONENT_LABEL, ""))
+        if refusal is not None and kind == "pods":
+            raise ApiError(403, "Forbidden", refusal)
         name = body["metadata"]["name"]
         if (kind, namespace, name) in self.objects:
             raise ApiError(409, "AlreadyExists", f'{kind} "{name}" already exists')
@@ -268,9 +290,31 @@ class ControlPlane:
             if self.kueue and QUEUE_LABEL in body["metadata"]["labels"]:
                 body["spec"]["suspend"] = True
         if dry:
+            body["metadata"]["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return body
         self._add(kind, body)
         return body
+
+    def _apply(self, kind: str, namespace: str, name: str, body: Object, *, force: bool) -> Object:
+        """Server-side apply, in outline: what is said is set; what others have set is a conflict unless forced."""
+        found = self.objects.get((kind, namespace, name))
+        if namespace and namespace not in self.namespaces:
+            raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
+        if found is None:
+            body["metadata"].setdefault("namespace", namespace)
+            self._add(kind, body)
+            if kind == "namespaces":
+                self.namespaces.add(name)
+            return body
+        if (kind, name) in self.foreign and not force:
+            raise ApiError(
+                409, "Conflict", 'Apply failed with 1 conflict: conflict with "kubectl-edit" using v1: .spec'
+            )
+        before = json.dumps(found, sort_keys=True)
+        _merge(found, body)
+        if json.dumps(found, sort_keys=True) != before:
+            self._touch(kind, found)
+        return found
 
     def _watch(self, path: str, query: dict[str, str]) -> Iterator[bytes]:
         kind, namespace, _ = self._place(path)
