@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import pickle
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import BugurtError, ConfigError, DataError, SpecError, TrainSpec
+from jobs.specs import BugurtError, ConfigError, DataError, SpecError, TemporaryError, TrainSpec
 from jobs.style import Style
 from jobs.train.presets import Settings
 
@@ -189,36 +191,54 @@ def _tokenizer_of(source: str, revision: str | None, *, local: bool) -> Any:
 
 def explain_loading(error: Exception, source: str, revision: str | None, *, local: bool) -> BugurtError:
     """One sentence for what went wrong while a model was fetched or read, with what to do."""
+    from huggingface_hub import errors as hf
+
     name = source if revision in (None, "main") else f"{source}@{revision}"
-    if isinstance(error, BugurtError):
-        return error
+    causes = list(_causes(error))
+    ours = next((c for c in causes if isinstance(c, BugurtError)), None)
+    if ours is not None:
+        return ours
     if isinstance(error, MemoryError):
         return ConfigError(f"there is not enough memory to load the model {name}")
     text = one_line(error)
     low = text.lower()
     if local:
         return DataError(f"the model in the bucket cannot be read: {text}")
-    if "trust_remote_code" in low or "custom code" in low:
+    if "trust_remote_code" in low:
         return ConfigError(
             f"the model {name} brings code of its own, which is never run here; choose a model that transformers knows"
         )
-    if "gated" in low or "401" in low or "403" in low:
-        return ConfigError(
-            f"the hub does not give {name} to us: accept its terms there and set HF_TOKEN ({text[:160]})"
-        )
+    if any(isinstance(c, pickle.UnpicklingError) for c in causes):
+        return DataError(f"the pickled weights of {name} hold more than weights and are refused: {text}")
+    status = next((c.response.status_code for c in causes if isinstance(c, hf.HfHubHTTPError)), None)
+    if any(isinstance(c, hf.GatedRepoError) for c in causes) or status == 403:
+        return ConfigError(f"the hub does not give {name} to us: accept its terms there and set HF_TOKEN")
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return ConfigError(
             f"the model {name} is not here and HF_HUB_OFFLINE forbids to fetch it: run 'bugurt mirror {source}' where "
             "there is internet and train with --base-model, or unset HF_HUB_OFFLINE"
         )
-    if "not a valid model identifier" in low or "404" in low or "repository not found" in low:
-        return ConfigError(f"the hub has no model {name}; check the name (OWNER/NAME) and the revision")
-    if "connect" in low or "offline" in low or "resolve" in low or "timed out" in low or "timeout" in low:
+    if any(isinstance(c, hf.RevisionNotFoundError) for c in causes):
+        return ConfigError(f"the hub's model {source} has no revision {revision}")
+    if status in (401, 404) or any(isinstance(c, hf.RepositoryNotFoundError | hf.HFValidationError) for c in causes):
+        return ConfigError(
+            f"the hub has no model {name}; check the name (OWNER/NAME), or set HF_TOKEN if it is private"
+        )
+    if status is not None and (status >= 500 or status == 429):
+        return TemporaryError(f"the hub is not well (HTTP {status}); fetch {name} later")
+    if any(isinstance(c, hf.LocalEntryNotFoundError | hf.OfflineModeIsEnabled | ConnectionError) for c in causes):
         return ConfigError(
             f"the hub cannot be reached to fetch {name}: allow egress to huggingface.co, or run "
             f"'bugurt mirror {source}' where there is internet and train with --base-model"
         )
     return ConfigError(f"the model {name} cannot be loaded: {text}")
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those behind it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _fit_vocabulary(model: Any, theirs: Any, ours: Any, style: Style, origin: str) -> None:

@@ -86,7 +86,7 @@ def report_page(spec: TrainSpec, info: Mapping[str, Any], dataset: Mapping[str, 
         ),
         section("Data", paragraph(f"The dataset is {info['dataset']}."), facts(kept)),
         section("Settings", preformatted(json.dumps(info["settings"], indent=1, sort_keys=True))),
-        section("Spec", preformatted(json.dumps(spec.model_dump(mode="json"), indent=1, sort_keys=True))),
+        section("Spec", preformatted(json.dumps({**spec.identity(), **spec.inputs()}, indent=1, sort_keys=True))),
     )
 
 

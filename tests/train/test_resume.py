@@ -27,11 +27,8 @@ SPEC: dict[str, Any] = {
 
 
 def weights(store: ArtifactStore, ref: str) -> dict[str, str]:
-    """SHA-256 of the files that a training decides."""
-    files = {f.path: f.sha256 for f in store.manifest(ref).files}
-    return {
-        p: s for p, s in files.items() if p.endswith((".safetensors", "metrics.jsonl")) or p.startswith("tensorboard")
-    }
+    """SHA-256 of all files of a model: weights, curves, card, report."""
+    return {f.path: f.sha256 for f in store.manifest(ref).files}
 
 
 def undisturbed(store: ArtifactStore, s3_env: dict[str, str], folder: Path, spec: TrainSpec) -> dict[str, str]:

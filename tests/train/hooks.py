@@ -1,0 +1,82 @@
+"""What a test does to a training's process before it begins: the failures of other people's machines.
+
+They are functions of a module because the forked process has to find them by name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def memory_for_two_blocks() -> None:
+    """A GPU that has room for two blocks: a larger batch raises what CUDA raises, in the forward pass."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+
+    def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if self.training and ids is not None and len(ids) > 2:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …"
+            )
+        return forward(self, *args, **kwargs)
+
+    GPT2LMHeadModel.forward = limited
+
+
+def no_memory_at_all() -> None:
+    """Not even one block fits."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+
+    def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.training:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of …"
+            )
+        return forward(self, *args, **kwargs)
+
+    GPT2LMHeadModel.forward = refused
+
+
+def memory_ends_at_step_eight() -> None:
+    """The batch fits at first and no more later, as with a longer post or a neighbour on the GPU."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+    calls = 0
+
+    def limited(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if self.training:
+            calls += 1
+            if calls > 8 and len(kwargs["input_ids"]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, *args, **kwargs)
+
+    GPT2LMHeadModel.forward = limited
+
+
+def weights_that_overflow() -> None:
+    """At step 6 a weight becomes so large that its square overflows, as it does when a rate is far too high."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+    calls = 0
+
+    def spoilt(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if self.training:
+            calls += 1
+            if calls == 6:
+                with torch.no_grad():
+                    self.transformer.h[0].mlp.c_fc.weight.fill_(3e38)
+        return forward(self, *args, **kwargs)
+
+    GPT2LMHeadModel.forward = spoilt
