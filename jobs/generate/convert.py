@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -110,7 +111,8 @@ def _by_ctranslate2(source: Path, target: Path, quantization: str, ref: str) -> 
 
 def _gpt2(source: Path, language: Language, ref: str) -> Any:
     """CTranslate2's specification of a GPT-2 model, filled with the weights."""
-    from ctranslate2.specs import common_spec, transformer_spec
+    with _unseen("torch"):
+        from ctranslate2.specs import common_spec, transformer_spec
 
     config = language.config
     layers, heads, width = (_number(config, k, ref) for k in ("n_layer", "n_head", "n_embd"))
@@ -171,6 +173,20 @@ def _gpt2(source: Path, language: Language, ref: str) -> Any:
     # CTranslate2 insists on an unknown token; prompts are made of known ones, so that any will do.
     model.config.unk_token = "<unk>" if "<unk>" in tokens else model.config.eos_token
     return model
+
+
+@contextmanager
+def _unseen(package: str) -> Iterator[None]:
+    """Hide a package from imports: CTranslate2's specifications load torch where it is installed, which takes
+    seconds, only to accept tensors of its own; the arrays here are numpy's."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]  # how Python marks what cannot be imported
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def _number(config: dict[str, Any], key: str, ref: str) -> int:

@@ -4,7 +4,8 @@
   const facts = JSON.parse(byId("facts").textContent);
   const posts = JSON.parse(byId("data").textContent);
   const PAGE = 60;
-  const fold = (text) => text.toLowerCase().replaceAll("ё", "е");
+  // ё is found by е, and a phrase goes on over the end of a line.
+  const fold = (text) => text.toLowerCase().replaceAll("ё", "е").replace(/\s/g, " ");
   for (const post of posts) post.f = fold(post.t);
 
   // Favourites stay in this browser. A page opened from a file or in a private window may have no storage.

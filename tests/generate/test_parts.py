@@ -1,0 +1,262 @@
+"""The plan of a batch, the drawing of one part, and the merging of all: rules that need no model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.generate.engines import Draw
+from jobs.generate.gates import Gates
+from jobs.generate.language import Language, read_language
+from jobs.generate.merge import Merge
+from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again
+from jobs.generate.prompts import open_prompts
+from jobs.similarity import jaccard, shingles
+from jobs.specs import GenerateSpec
+from tests.generate.models import BEGIN, MadeModel
+
+
+@pytest.mark.parametrize("count", [1, 2, 31, 32, 33, 64, 100, 200, 1000, 4097, 100_000, 10_000_000])
+@pytest.mark.parametrize("micro_batch", [1, 16, 64, 500])
+def test_the_plan_covers_every_post_once(count: int, micro_batch: int) -> None:
+    plan = Plan(count, micro_batch)
+    first, last = plan[0].slots, plan[len(plan) - 1].slots
+    assert (first[0], last[-1]) == (0, count - 1)
+    for number in range(0, len(plan) - 1, max(1, len(plan) // 50)):
+        assert plan[number].slots[-1] + 1 == plan[number + 1].slots[0]
+    sizes = {len(plan[n].slots) for n in range(0, len(plan), max(1, len(plan) // 50))}
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= max(32, 8 * micro_batch, micro_batch)
+    with pytest.raises(IndexError):
+        plan[len(plan)]
+
+
+def test_a_large_batch_has_parts_for_many_shards() -> None:
+    assert len(Plan(1000, 64)) >= 14
+    assert len(Plan(100_000, 64)) > 190
+    assert len(Plan(40, 64)) == 2  # both cores have something to do
+
+
+def test_seeds_differ() -> None:
+    seeds = {Part(r, n, ()).seed(s) for r in range(3) for n in range(40) for s in range(5)}
+    assert len(seeds) == 600
+
+
+@pytest.fixture(scope="module")
+def language(untrained: MadeModel) -> Language:
+    return read_language(untrained.folder, "model/x")
+
+
+class Scripted:
+    """A session that says what it is told, and keeps how it was asked."""
+
+    def __init__(self, say: Callable[[int, list[int]], Draw]) -> None:
+        self._say = say
+        self._number = itertools.count()
+        self.batches: list[int] = []
+
+    def draw(self, prompts: Sequence[Sequence[int]]) -> list[Draw]:
+        self.batches.append(len(prompts))
+        return [self._say(next(self._number), list(p)) for p in prompts]
+
+
+def draw_part(
+    language: Language, session: Scripted, slots: Sequence[int], prompts: tuple[str, ...] = (), **fields: Any
+) -> Drawing:
+    given: dict[str, Any] = {"form": False, "min_characters": 1, "micro_batch": 16, "prompts": prompts}
+    spec = GenerateSpec(model="model/" + "0" * 20, **{**given, **fields})
+    source = open_prompts(spec, None, language, None)  # type: ignore[arg-type]
+    drawing = Drawing(
+        Part(0, 0, slots), session, source, Gates(spec, language, None), spec, lambda tally, accepted: None
+    )
+    drawing.run()
+    return drawing
+
+
+def speak(language: Language, text: str, *, score: float = -1.0, ended: bool = True) -> Draw:
+    return Draw(language.tokenizer.encode(text, add_special_tokens=False).ids, score, ended)
+
+
+def unlike(number: int) -> str:
+    """A text that is like no other."""
+    return " ".join(random.Random(number).choices("абвгдежзиклмнопрстуфхцч", k=20)).replace(" ", "")
+
+
+def test_full_batches_when_all_pass(language: Language) -> None:
+    session = Scripted(lambda n, _: speak(language, unlike(n)))
+    drawing = draw_part(language, session, range(40))
+    assert sorted(drawing.accepted) == list(range(40))
+    assert session.batches == [16, 16, 8]
+    assert (drawing.tally.drawn, drawing.tally.spare) == (40, 0)
+    assert {a.attempts for a in drawing.accepted.values()} == {1}
+
+
+def test_missing_posts_are_drawn_again_together(language: Language) -> None:
+    session = Scripted(lambda n, _: speak(language, unlike(n), ended=n % 4 != 0 or n >= 48))
+    drawing = draw_part(language, session, range(48))
+    assert sorted(drawing.accepted) == list(range(48))
+    assert session.batches[:3] == [16, 16, 16]
+    assert session.batches[3:] == [12]  # a quarter was refused, and all of them fit one batch
+    assert drawing.tally.refused == {"ended": 12}
+    assert drawing.accepted[4].attempts == 2
+
+
+def test_a_few_missing_posts_are_drawn_several_times_at_once(language: Language) -> None:
+    session = Scripted(lambda n, _: speak(language, unlike(n), ended=2 <= n < 16 or n >= 19))
+    drawing = draw_part(language, session, range(16))
+    assert session.batches[0] == 16
+    assert session.batches[1] > 2
+    assert len(drawing.accepted) == 16
+    assert drawing.tally.drawn == sum(session.batches)
+    assert drawing.tally.drawn == 16 + sum(drawing.tally.refused.values()) - 2 + 2 + drawing.tally.spare
+
+
+def test_attempts_are_bounded_and_counted(language: Language) -> None:
+    stuck = language.frame("кот")
+
+    def say(number: int, prompt: list[int]) -> Draw:
+        return speak(language, unlike(number), ended=prompt != stuck)
+
+    drawing = draw_part(language, Scripted(say), range(4), prompts=("кот", "дед", "батя", "ёж"), max_attempts=3)
+    assert sorted(drawing.accepted) == [1, 2, 3]
+    assert drawing.tally.drawn <= 3 * 4
+    assert drawing.tally.refused["ended"] >= 5
+
+
+def test_a_stubborn_prompt_does_not_take_the_whole_allowance(language: Language) -> None:
+    stuck = language.frame("кот")
+
+    def say(number: int, prompt: list[int]) -> Draw:
+        return speak(language, unlike(number), ended=prompt != stuck)
+
+    prompts = ("кот", *(unlike(n) for n in range(1000, 1063)))
+    drawing = draw_part(language, Scripted(say), range(64), prompts=prompts, max_attempts=10)
+    assert len(drawing.accepted) == 63
+    assert 50 <= drawing.tally.refused["ended"] < 70
+
+
+def test_a_hopeless_part_is_given_up_early(language: Language) -> None:
+    drawing = draw_part(
+        language, Scripted(lambda n, _: speak(language, unlike(n), ended=False)), range(128), max_attempts=1000
+    )
+    assert not drawing.accepted
+    assert HOPELESS <= drawing.tally.drawn <= HOPELESS + 128
+
+
+def test_near_duplicates_within_a_part(language: Language) -> None:
+    session = Scripted(lambda n, _: speak(language, unlike(0 if n in (5, 9) else n)))
+    drawing = draw_part(language, session, range(16))
+    assert drawing.tally.refused == {"near_duplicate": 2}
+    assert len({a.post.text for a in drawing.accepted.values()}) == 16
+    assert (drawing.accepted[5].attempts, drawing.accepted[0].attempts) == (2, 1)
+
+
+def test_reranking_keeps_the_best_by_character(language: Language) -> None:
+    scores = {0: -30.0, 1: -10.0, 2: -20.0, 3: -5.0, 4: -40.0, 5: -6.0}
+    session = Scripted(lambda n, _: speak(language, unlike(n), score=scores[n], ended=n != 3))
+    drawing = draw_part(language, session, range(2), rerank=3)
+    assert [drawing.accepted[s].post.draw.score for s in (0, 1)] == [-10.0, -6.0]
+    assert [a.attempts for a in drawing.accepted.values()] == [3, 3]
+    assert (drawing.tally.drawn, drawing.tally.spare, drawing.tally.refused) == (6, 3, {"ended": 1})
+
+
+def test_batches_are_of_prompts_of_about_one_length(language: Language) -> None:
+    lengths: list[list[int]] = []
+
+    class Watched(Scripted):
+        def draw(self, prompts: Sequence[Sequence[int]]) -> list[Draw]:
+            lengths.append([len(p) for p in prompts])
+            return super().draw(prompts)
+
+    prompts = ("к", unlike(7) * 2)
+    drawing = draw_part(language, Watched(lambda n, _: speak(language, unlike(n))), range(32), prompts=prompts)
+    assert [len(set(batch)) for batch in lengths] == [1, 1]
+    assert [drawing.accepted[i].post.prompt.given for i in range(4)] == [*prompts, *prompts]
+    assert drawing.accepted[0].post.prompt.ids[0] == BEGIN
+
+
+def test_tally_survives_json() -> None:
+    tally = Tally(5, 60, 1)
+    tally.refused.update(["ended", "ended", "form"])
+    tally.form.update(["case"])
+    other = Tally.of(json.loads(json.dumps(tally.plain())))
+    assert other == tally
+    other.merge(tally)
+    assert (other.drawn, other.refused["ended"]) == (10, 4)
+
+
+# -- merging
+
+
+def write_parts(folder: Path, rounds: list[list[list[tuple[int, str, int]]]]) -> list[tuple[int, Path]]:
+    """``rounds``: for each round its parts, for each part (index, text, attempts)."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    for round_, parts in enumerate(rounds):
+        for number, posts in enumerate(parts):
+            path = folder / f"{round_}-{number}.jsonl"
+            lines = (json.dumps({"index": i, "text": t, "attempts": a}, ensure_ascii=False) + "\n" for i, t, a in posts)
+            path.write_text("".join(lines), "utf-8")
+            files.append((round_, path))
+    return files
+
+
+def indexes(merge: Merge) -> list[int]:
+    return [json.loads(line)["index"] for line in merge.lines()]
+
+
+def test_the_first_of_near_duplicates_stays(tmp_path: Path) -> None:
+    first = [
+        [(0, "кот чинит забор у соседа", 1), (1, unlike(1), 1)],
+        [(2, unlike(2), 1), (3, "Кот чинит забор у соседа!", 2)],
+    ]
+    merge = Merge(write_parts(tmp_path / "p", [first]), tmp_path / "m", 0.8)
+    assert indexes(merge) == [0, 1, 2]
+    assert (merge.lost(), merge.dropped) == ({3: 2}, 1)
+    # The one drawn anew is no better at first; what is kept already has the right of way whatever its index.
+    anew = [[(3, "кот чинит забор у соседа", 3)]]
+    merge = Merge(write_parts(tmp_path / "p", [first, anew]), tmp_path / "m", 0.8)
+    assert (indexes(merge), merge.lost(), merge.dropped) == ([0, 1, 2], {3: 5}, 2)
+    merge = Merge(write_parts(tmp_path / "p", [first, anew, [[(3, unlike(9), 1)]]]), tmp_path / "m", 0.8)
+    assert (indexes(merge), merge.lost()) == ([0, 1, 2, 3], {})
+    assert [json.loads(line)["attempts"] for line in merge.lines()] == [1, 1, 1, 1]
+
+
+def test_merging_equals_the_plain_way(tmp_path: Path) -> None:
+    rng = random.Random(8)
+    seeds = [unlike(n) + unlike(n + 500) for n in range(30)]
+
+    def vary(text: str) -> str:
+        letters = list(text)
+        for _ in range(rng.randint(0, 3)):
+            letters[rng.randrange(len(letters))] = rng.choice("абвгд")
+        return "".join(letters)
+
+    texts = [vary(rng.choice(seeds)) for _ in range(300)]
+    kept: list[int] = []
+    sets = [shingles(t) for t in texts]
+    for n in range(len(texts)):
+        if not any(jaccard(sets[n], sets[k]) >= 0.7 for k in kept):
+            kept.append(n)
+    parts = [[(n, texts[n], 1) for n in range(at, at + 30)] for at in range(0, 300, 30)]
+    merge = Merge(write_parts(tmp_path / "p", [parts]), tmp_path / "m", 0.7)
+    assert 30 <= len(kept) < 200
+    assert indexes(merge) == kept
+
+
+def test_merging_nothing(tmp_path: Path) -> None:
+    merge = Merge(write_parts(tmp_path / "p", [[[], []]]), tmp_path / "m", 0.8)
+    assert (list(merge.lines()), merge.lost(), merge.dropped) == ([], {}, 0)
+    assert not merge.kept.any()
+
+
+def test_posts_drawn_anew_come_in_parts_of_bounded_size() -> None:
+    parts = again(2, list(range(0, 3000, 2)), 64)
+    assert [len(p.slots) for p in parts] == [512, 512, 476]
+    assert [p.name for p in parts] == ["02-00000", "02-00001", "02-00002"]
