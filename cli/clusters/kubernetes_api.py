@@ -47,7 +47,7 @@ class ApiError(Exception):
             data = None
         if not isinstance(data, dict):
             data = {"message": body[:300].decode("utf-8", "replace")}
-        message = " ".join(str(data.get("message") or f"HTTP {status}").split())
+        message = " ".join(str(data.get("message") or f"HTTP {status}").split())[:600]
         seconds = float(retry_after) if retry_after and retry_after.isdigit() else None
         return cls(status, str(data.get("reason") or ""), message, seconds)
 
@@ -246,6 +246,7 @@ def connect(context: str | None = None, namespace: str | None = None) -> Access:
     Raises ConfigError when there is none or the context is not in it.
     """
     try:
+        import yaml
         from kubernetes import config
         from kubernetes.client import Configuration
     except ImportError as error:
@@ -271,7 +272,7 @@ def connect(context: str | None = None, namespace: str | None = None) -> Access:
                 f"there is no context {context!r} in {file}; it has {', '.join(c['name'] for c in contexts)}"
             )
         config.load_kube_config(config_file=file, context=chosen["name"], client_configuration=configuration)
-    except (config.ConfigException, OSError, KeyError, TypeError) as error:
+    except (config.ConfigException, yaml.YAMLError, OSError, KeyError, TypeError) as error:
         if not named and not default.is_file():
             raise ConfigError(f"there is no kubeconfig: {file} is missing and KUBECONFIG is not set") from error
         raise ConfigError(f"the kubeconfig {file} cannot be used: {_flat(error)}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,7 +158,8 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                             self._chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
                             break
                         self._chunk(first[: len(first) // 2])
-                        self.connection.close()
+                        self.close_connection = True
+                        self.connection.shutdown(socket.SHUT_RDWR)
                         return
                     self._chunk(first + b"\n")
                     number += 1
