@@ -14,6 +14,7 @@ import compileall
 import py_compile
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ KEPT_MODELS = "transformers/models/auto/*"
 
 #: Symbol tables of these stay: they are big and built with care, and the image is big anyway.
 NOT_STRIPPED = {"torch", "nvidia", "triton"}
+
+PT_LOAD = 1  # of an ELF file's program headers: a segment to be mapped
 
 #: What an image must be able to import when all is done.
 IMPORTS = {
@@ -81,17 +84,32 @@ def remove(site: Path, image: str) -> None:
             path.unlink(missing_ok=True)  # it may lie in a folder that has gone already
 
 
+def sound(library: Path) -> bool:
+    """Whether the dynamic linker could map a 64-bit library: its segments lie as their addresses say."""
+    data = library.read_bytes()
+    (table,), (size, count) = struct.unpack_from("<Q", data, 32), struct.unpack_from("<HH", data, 54)
+    for place in range(table, table + size * count, size):
+        kind, _, offset, address, _, _, _, align = struct.unpack_from("<IIQQQQQQ", data, place)
+        if kind == PT_LOAD and (address - offset) % max(align, 1):
+            return False
+    return True
+
+
 def strip(site: Path) -> None:
     """Remove the symbol tables of shared libraries; what the dynamic linker needs stays."""
-    libraries = [
-        path
-        for path in site.rglob("*.so*")
-        if re.search(r"\.so(\.\d+)*$", path.name)
-        and not path.is_symlink()
-        and path.relative_to(site).parts[0] not in NOT_STRIPPED
-    ]
-    if libraries:
-        subprocess.run(["strip", "--strip-unneeded", *libraries], check=True)  # noqa: S607
+    for path in sorted(site.rglob("*.so*")):
+        if not re.search(r"\.so(\.\d+)*$", path.name) or path.is_symlink():
+            continue
+        if path.relative_to(site).parts[0] in NOT_STRIPPED:
+            continue
+        smaller = path.with_name(f"{path.name}.stripped")
+        subprocess.run(["strip", "--strip-unneeded", "-o", smaller, path], check=True)  # noqa: S607
+        # strip(1) misplaces the segments of some libraries that auditwheel has rewritten.
+        if sound(smaller):
+            smaller.chmod(path.stat().st_mode)
+            smaller.replace(path)
+        else:
+            smaller.unlink()
 
 
 def check(image: str) -> None:

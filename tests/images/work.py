@@ -1,0 +1,51 @@
+"""A small piece of real work for each stage, on the example channel: some posts, two steps, two new posts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from jobs.artifacts import ArtifactStore
+from jobs.specs import AnyStageSpec, GenerateSpec, PreprocessSpec, ScrapeSpec, TrainSpec, digest_id
+
+from .imports import ROOT
+
+EXPORT = ROOT / "examples" / "channel" / "result.json"
+
+
+def hand_in(store: ArtifactStore) -> str:
+    """Put the example export into the bucket as ``submit`` does; its reference."""
+    data = EXPORT.read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    ref = f"source/{digest_id('source', 'upload', 1, ['result.json', digest], {})}"
+    writer = store.writer(ref)
+    writer.put_bytes("result.json", data)
+    writer.commit(stage="upload", spec={}, info={"name": "result.json"})
+    return ref
+
+
+def specs(source: str) -> list[AnyStageSpec]:
+    """The four specs, each on what the one before it makes."""
+    scrape = ScrapeSpec(source=source, limit=200)
+    preprocess = PreprocessSpec(posts=scrape.ref(), vocab_size=400, block_size=64, workers=1)
+    train = TrainSpec(dataset=preprocess.ref(), max_steps=2, batch_size=4)
+    # After two steps a model knows nothing, so the end comes by chance: one token in 400.
+    chance = GenerateSpec(model=train.ref(), count=2, top_k=0, max_attempts=200, max_new_tokens=64, workers=1)
+    generate = chance.model_copy(update={"min_characters": 1, "form": False, "refuse_pii": False})
+    return [scrape, preprocess, train, generate]
+
+
+def do_all(store: ArtifactStore, run: Callable[[AnyStageSpec], None]) -> None:
+    """Run the four stages one after the other and look at what each has committed."""
+    for spec in specs(hand_in(store)):
+        run(spec)
+        manifest = store.manifest(spec.ref())
+        assert manifest.stage == spec.stage
+        assert manifest.files, f"{spec.ref()} has no files"
+    lines = [
+        line
+        for entry in manifest.files
+        if entry.path.endswith(".jsonl")
+        for line in store.bucket.get_bytes(f"{spec.ref()}/{entry.path}").splitlines()
+    ]
+    assert len(lines) == 2
