@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from cli.clusters.base import Cluster
-from cli.output import STATE_STYLES, print_table, say
+from cli.output import STATE_STYLES, duration, print_table, say
 from cli.view import ROW_HEAD, RunView, driver_job, row_cells, view
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, TemporaryError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 REFRESH = 1.0  # seconds between two looks
+PROGRESS_LINE = 15.0  # seconds between lines of progress where there is no terminal
 
 
 def follow(store: ArtifactStore, cluster: Cluster, run: str, *, quiet: bool = False) -> RunView:
@@ -44,15 +46,19 @@ def follow(store: ArtifactStore, cluster: Cluster, run: str, *, quiet: bool = Fa
 
 def _lines(store: ArtifactStore, cluster: Cluster, run: str, ended: threading.Event) -> None:
     said: dict[str, tuple[str, str]] = {}
+    next_progress = time.monotonic() + PROGRESS_LINE
     while True:
         last = ended.is_set()
         found = _look(store, cluster, run)
         for row in found.rows if found else ():
-            key = (row.state, row.message if row.state in ("waiting", "failed") else "")
-            if said.get(row.stage) != key and not (row.state == "waiting" and not row.message):
-                said[row.stage] = key
-                detail = row.artifact or row.message
+            reason = row.message if row.state in ("waiting", "failed") else ""
+            if said.get(row.stage) != (row.state, reason) and not (row.state == "waiting" and not reason):
+                said[row.stage] = (row.state, reason)
+                detail = row.artifact or reason
                 say(f"{row.stage:<11} {row.state}{'  ' + detail if detail else ''}")
+            elif row.state == "running" and row.progress and time.monotonic() >= next_progress:
+                next_progress = time.monotonic() + PROGRESS_LINE
+                say(f"{row.stage:<11} {row.progress}{f', {duration(row.left)} left' if row.left else ''}")
         if last:
             return
         ended.wait(REFRESH)

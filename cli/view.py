@@ -111,9 +111,10 @@ def _row(
         message = str(next((r["message"] for r in reports if r.get("state") == "running"), ""))
     lefts = [float(v) for r in reports if isinstance(v := r.get("metrics", {}).get("seconds_left"), int | float)]
     end = status.finished or datetime.now(UTC)
+    running = live and job is not None and job.state is JobState.RUNNING
     return StageRow(
         stage=stage,
-        state=status.state,
+        state="running" if running else status.state,
         artifact=status.artifact,
         progress=_describe(reports) if live else ", ".join(f"{k} {v:,}" for k, v in list(status.counts.items())[:3]),
         message=message,

@@ -23,8 +23,11 @@ from typing import Any
 
 from cli.clusters.base import JobRequest, JobState, JobStatus, LogLine
 from cli.settings import Settings
-from jobs.specs import ConfigError
+from jobs.specs import FATAL_CODES, ConfigError
 
+#: Times that a process of a stage is started again, and seconds that it has after SIGTERM: as in the Job templates.
+RETRIES = {"scrape": 3, "preprocess": 2, "train": 4, "generate": 2, "driver": 3}
+GRACE = {"scrape": 60, "preprocess": 30, "train": 300, "generate": 60, "driver": 10}
 FOLLOW_INTERVAL = 0.3  # seconds between looks at a growing log file
 
 
@@ -125,6 +128,9 @@ class LocalCluster:
             "command": command,
             "cwd": str(self._cwd),
             "parallelism": min(self._parallelism, request.shards),
+            "retries": RETRIES[request.component],
+            "grace": GRACE[request.component],
+            "fatal": [int(code) for code in FATAL_CODES],
             "created": datetime.now(UTC).isoformat(),
         }
 

@@ -2,7 +2,7 @@
 
 It starts the Job's processes (one a shard), starts them again as the Job's policy says, and keeps
 ``FOLDER/state.json``. It holds the lock that ``LocalCluster.create`` took for it; when it dies, however it dies,
-the lock is free and its children get SIGTERM.
+the lock is free and its children get SIGTERM. It imports the standard library only, so that it starts at once.
 """
 
 from __future__ import annotations
@@ -21,13 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.specs import FATAL_CODES, ExitCode
-
-#: Times that a process of a stage is started again, and seconds that it has after SIGTERM: as in the Job templates.
-RETRIES = {"scrape": 3, "preprocess": 2, "train": 4, "generate": 2, "driver": 3}
-GRACE = {"scrape": 60, "preprocess": 30, "train": 300, "generate": 60, "driver": 10}
 BACKOFF = 2.0  # seconds before the first restart, doubled for each further one
 _SIGNALS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
+INTERRUPTED = 143  # 128 + SIGTERM, as shells count
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -44,13 +40,14 @@ class Supervisor:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
-        self.component: str = job["component"]
         self.shards: int = job["shards"]
         self.command: list[str] = job["command"]
         self.env: dict[str, str] = job["env"]
         self.parallelism: int = job["parallelism"]
         self.cwd: str = job["cwd"]
-        self.retries = RETRIES[self.component]
+        self.retries: int = job["retries"]
+        self.grace: float = job["grace"]
+        self.fatal: list[int] = job["fatal"]
         self.backoff = float(os.environ.get("BUGURT_LOCAL_BACKOFF") or BACKOFF)
         self.started = datetime.now(UTC)
         self.waiting: list[tuple[float, int]] = [(0.0, i) for i in range(self.shards)]
@@ -74,7 +71,7 @@ class Supervisor:
             "state": state,
             "reason": reason,
             "exit_code": exit_code,
-            "restarts": sum(self.failures.values()),
+            "restarts": sum(self.failures.values()) - sum(1 for s in self.failed if s in self.failures),
             "done": sorted(self.done),
             "failed": sorted(self.failed),
             "active": len(self.running),
@@ -120,7 +117,7 @@ class Supervisor:
                 self.failed[shard] = code
             else:
                 self.failures[shard] = self.failures.get(shard, 0) + 1
-                if code in FATAL_CODES or self.failures[shard] > self.retries:
+                if code in self.fatal or self.failures[shard] > self.retries:
                     self.failed[shard] = code
                 else:
                     pause = self.backoff * 2 ** (self.failures[shard] - 1)
@@ -143,8 +140,8 @@ class Supervisor:
             self.reap()
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
         if self.stopping:
-            self.write("failed", reason="cancelled", exit_code=int(ExitCode.INTERRUPTED), ended=True)
-            return int(ExitCode.INTERRUPTED)
+            self.write("failed", reason="cancelled", exit_code=INTERRUPTED, ended=True)
+            return INTERRUPTED
         if self.failed:
             shard, code = sorted(self.failed.items())[0]
             where = f"shard {shard} of {self.shards}: " if self.shards > 1 else ""
@@ -158,7 +155,7 @@ class Supervisor:
         self.stopping = True
         for _, process in self.running.values():
             process.terminate()
-        deadline = time.monotonic() + GRACE[self.component]
+        deadline = time.monotonic() + self.grace
         while self.running and time.monotonic() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, min(1.0, max(0.0, deadline - time.monotonic())))
             self.reap()

@@ -39,7 +39,7 @@ def demo(
     given = {
         "scrape": scrape_options(store, where, None, None, None, None, required=True),
         "preprocess": {"model": model},
-        "train": {"model": model, "preset": preset_for(model)},
+        "train": {"model": model, "preset": preset_for(settings, model)},
         "generate": {"count": count},
     }
     spec = build_run(store, settings, ("scrape", "preprocess", "train", "generate"), given, [])

@@ -79,7 +79,7 @@ def pipeline(
     given = {
         "scrape": scrape_options(store, source, since, until, limit, resync, required=True),
         "preprocess": {**profile_options(store, profile), "model": model, "seed": seed},
-        "train": {"model": model, "preset": preset or preset_for(model), "seed": seed},
+        "train": {"model": model, "preset": preset or preset_for(settings, model), "seed": seed},
         "generate": {**generate_options(store, count, prompt, prompt_file, openings, shards), "seed": seed},
     }
     _send(settings, store, cluster, ("scrape", "preprocess", "train", "generate"), given, assign, source, name,
@@ -140,7 +140,7 @@ def train(
     """Train on a dataset: bugurt submit train --dataset dataset/ID --model scratch:tiny --wait"""
     settings, store, cluster = options.places()
     ref = store.resolve(dataset, "dataset") if dataset else None
-    given = {"train": {"dataset": ref, "model": model, "preset": preset or preset_for(model), "seed": seed}}
+    given = {"train": {"dataset": ref, "model": model, "preset": preset or preset_for(settings, model), "seed": seed}}
     _send(settings, store, cluster, ("train",), given, assign, ref, name, dry_run=dry_run, wait=wait, force=force)
 
 
@@ -229,9 +229,11 @@ def generate_options(
     return fields
 
 
-def preset_for(model: str | None) -> str | None:
-    """The training preset that goes with a model when none is named."""
-    return "tiny" if model == "scratch:tiny" else None
+def preset_for(settings: Settings, model: str | None) -> str | None:
+    """The training preset that goes with a model when neither the options nor the settings name one."""
+    if "preset" in settings.train:
+        return None
+    return "tiny" if (model or settings.train.get("model", "scratch:tiny")) == "scratch:tiny" else None
 
 
 # -- sending

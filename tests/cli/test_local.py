@@ -1,0 +1,286 @@
+"""The command line over one machine: the real processes, the real S3 server, real kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.clusters import local_s3
+from cli.clusters.base import JobRequest, JobState
+from cli.clusters.local import LocalCluster
+from tests.cli.conftest import Project, kill_group
+
+SCRAPE = ("submit", "scrape", "--source", "posts.txt", "--wait")
+
+
+def posts_ref(project: Project) -> str:
+    """The only posts artefact."""
+    (found,) = project.json("artifacts", "list", "posts")
+    return str(found["ref"])
+
+
+def test_a_stage_is_done_once_and_found_afterwards(project: Project) -> None:
+    first = project.ok(*SCRAPE)
+    assert "submitted" in first and "succeeded" in first
+    ref = posts_ref(project)
+    again = project.ok(*SCRAPE)
+    assert "everything was found" in again and ref in again and "from the same spec and inputs" in again
+    shown = project.ok("artifacts", "show", ref[:12])
+    assert "ЧАЙНИК ДОСМОТРЕЛ БЕЗ ТЕБЯ" in shown
+    text = project.ok("artifacts", "pull", ref, "--format", "txt", "-o", "-")
+    assert text.count("\n---\n") == 2
+    lines = project.ok("artifacts", "pull", ref, "--format", "jsonl", "-o", "-").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [1, 2, 3]
+
+
+def test_the_reason_for_doing_it_again_is_said(project: Project) -> None:
+    project.ok(*SCRAPE)
+    said = project.ok(*SCRAPE, "--limit", "2")
+    assert "limit None → 2" in said
+    assert len(project.json("artifacts", "list", "posts")) == 2
+
+
+def test_force_does_it_again(project: Project) -> None:
+    project.ok(*SCRAPE)
+    before = project.json("artifacts", "list", "posts")[0]["created"]
+    forced = project.ok(*SCRAPE, "--force")
+    assert "forced" in forced
+    (after,) = project.json("artifacts", "list", "posts")
+    assert after["created"] > before and after["run"].endswith("-2")
+
+
+def test_a_run_outlives_the_command_that_submitted_it(project: Project) -> None:
+    project.ok("submit", "scrape", "--source", "posts.txt", "--detach")
+    (run,) = [r["run"] for r in project.json("runs")]
+    project.ok("status", run, "-w")
+    assert project.json("status", run)["state"] == "succeeded"
+    logs = project.ok("logs", run, "scrape")
+    assert "committed posts/" in logs
+    assert "committed posts/" in project.ok("logs", run, "scrape", "-f")
+    assert len(project.ok("logs", run, "scrape", "--tail", "1").splitlines()) == 1
+
+
+def test_bad_data_fails_at_once_with_its_sentence_and_code(project: Project) -> None:
+    (project.folder / "broken.json").write_text('{"messages": [', encoding="utf-8")
+    said = project.fails(65, "submit", "scrape", "--source", "broken.json", "--wait")
+    assert "broken.json" in said
+    (run,) = project.json("runs")
+    assert run["state"] == "failed"
+    status = project.json("status", run["run"])
+    assert status["exit_code"] == 65 and status["stages"][0]["attempts"] == 1
+    assert project.json("artifacts", "list", "posts") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("submit", "scrape", "--source", "nowhere.txt"), 64, "nowhere.txt"),
+        (("submit", "scrape", "--source", "posts.txt", "--set", "limit=-1"), 64, "limit"),
+        (("submit", "scrape", "--source", "posts.txt", "--set", "speed=9"), 64, "speed: unknown field"),
+        (("submit", "scrape", "--source", "posts.txt", "--set", "train.epochs=1"), 64, "train"),
+        (("submit", "scrape", "--source", "posts.txt", "--name", "Ы"), 64, "--name"),
+        (("submit", "scrape"), 64, "--source"),
+        (("submit", "train", "--dataset", "dataset/ffff"), 65, "dataset/ffff"),
+        (("submit", "train"), 64, "--dataset"),
+        (("status", "nothing"), 65, "nothing"),
+        (("logs", "nothing"), 65, "nothing"),
+        (("cancel", "nothing"), 65, "nothing"),
+        (("rerun", "nothing"), 65, "nothing"),
+        (("artifacts", "show", "posts/abc"), 65, "posts/abc"),
+        (("artifacts", "list", "cats"), 64, "cats"),
+        (("artifacts", "show", "../../etc"), 65, "KIND/ID"),
+        (("batches", "show"), 65, "no batches"),
+        (("--config", "none.toml", "runs"), 78, "none.toml"),
+    ],
+)
+def test_mistakes_get_one_sentence(project: Project, arguments: tuple[str, ...], code: int, words: str) -> None:
+    assert words in project.fails(code, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("[s3]\nbukket = 'x'\n", "s3.bukket"),
+        ("[s3]\nsecret_access_key = 'x'\n", "secrets do not belong"),
+        ("[cluster]\nkind = 'moon'\n", "cluster.kind"),
+        ("speed = 3\n", "speed"),
+        ("[s3\n", "not valid TOML"),
+    ],
+)
+def test_wrong_settings_are_named(project: Project, toml: str, words: str) -> None:
+    (project.folder / "bugurt.toml").write_text(toml, encoding="utf-8")
+    assert words in project.fails(78, "runs")
+
+
+def test_settings_go_from_file_to_environment_to_options(project: Project) -> None:
+    (project.folder / "bugurt.toml").write_text("[scrape]\nlimit = 1\n", encoding="utf-8")
+    dry = ("submit", "scrape", "--source", "posts.txt", "--dry-run")
+    assert json.loads(project.ok(*dry))["run"]["spec"]["scrape"]["limit"] == 1
+    env = {"BUGURT_SCRAPE_LIMIT": "2"}
+    assert json.loads(project.ok(*dry, env=env))["run"]["spec"]["scrape"]["limit"] == 2
+    assert json.loads(project.ok(*dry, "--set", "limit=3", env=env))["run"]["spec"]["scrape"]["limit"] == 3
+    assert project.json("runs") == [], "a dry run leaves nothing behind"
+
+
+def test_another_bucket_than_the_embedded_one(project: Project, s3_env: dict[str, str]) -> None:
+    project.ok(*SCRAPE, env=s3_env)
+    assert not (project.folder / ".bugurt" / "bucket").exists()
+    assert len(json.loads(project.ok("artifacts", "list", "posts", "--json", env=s3_env))) == 1
+    said = project.fails(78, "runs", env={**s3_env, "BUGURT_S3_BUCKET": "not-there"})
+    assert "not-there" in said and "does not exist" in said
+    said = project.fails(78, "runs", env={**s3_env, "BUGURT_S3_SECRET_ACCESS_KEY": "wrong"})
+    assert "denies access" in said or "refuses" in said
+    project.fails(75, "runs", env={**s3_env, "BUGURT_S3_ENDPOINT": "http://127.0.0.1:9"})
+
+
+def test_the_server_starts_once_keeps_its_keys_and_stops(project: Project) -> None:
+    state = project.folder / ".bugurt"
+    commands = [subprocess.Popen([sys.executable, "-m", "cli.main", "runs"], cwd=project.folder, env=project.env,
+                                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(4)]  # fmt: skip
+    assert [c.wait(60) for c in commands] == [0] * 4
+    assert (state / "s3.json").stat().st_mode & 0o777 == 0o600
+    first = local_s3.running(state)
+    assert first is not None
+    servers = [p for p in Path("/proc").glob("[0-9]*/cmdline") if _serves(p, state)]
+    assert len(servers) == 1, "four commands at once start one server"
+    os.kill(first.pid, signal.SIGKILL)
+    project.ok("runs")
+    second = local_s3.running(state)
+    assert second is not None and second.pid != first.pid
+    assert (second.port, second.access_key_id, second.secret_access_key) == (
+        first.port, first.access_key_id, first.secret_access_key)  # fmt: skip
+    project.ok("down")
+    assert local_s3.running(state) is None
+    assert "no local S3 server" in project.ok("down")
+
+
+def _serves(cmdline: Path, state: Path) -> bool:
+    try:
+        text = cmdline.read_bytes()
+    except OSError:
+        return False
+    return b"serve" in text and str(state).encode() in text
+
+
+def test_no_secret_is_in_arguments_or_jobs_folders(project: Project) -> None:
+    project.ok(*SCRAPE)
+    secret = json.loads((project.folder / ".bugurt" / "s3.json").read_text())["secret_access_key"].encode()
+    for file in project.folder.rglob("*"):
+        if file.is_file() and file.name != "s3.json":
+            assert secret not in file.read_bytes(), file
+    server = local_s3.running(project.folder / ".bugurt")
+    assert server is not None
+    assert secret not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+
+
+# -- kills: a Job that takes its time, so that there is something to kill
+
+
+@pytest.fixture
+def slow(project: Project) -> LocalCluster:
+    """A cluster whose scrape stage is a process that waits for a file ``go`` and then ends with its number."""
+    stage = project.folder / "fakes" / "jobs"
+    stage.mkdir(parents=True)
+    (stage / "__init__.py").write_text("")
+    (stage / "scrape.py").write_text(
+        "import os, sys\n"
+        "go = os.environ['GO']\n"
+        "with open(go + '.pid', 'a') as pids:\n"
+        "    pids.write(str(os.getpid()) + '\\n')\n"
+        "start = len(open(go + '.pid').read().split())\n"
+        "sys.exit(int(open(f'{go}.{start}').readline()))\n"
+    )
+    for start in range(1, 9):
+        os.mkfifo(project.folder / f"go.{start}")
+    return LocalCluster(project.folder / ".bugurt" / "jobs", cwd=project.folder, s3_env=dict)
+
+
+def request(project: Project, **fields: object) -> JobRequest:
+    env = {"GO": str(project.folder / "go"), "PYTHONPATH": str(project.folder / "fakes")}
+    return JobRequest(name="r-scrape-1", run="r", component="scrape", spec={}, env=env, **fields)  # type: ignore[arg-type]
+
+
+def answer(project: Project, start: int, code: int) -> None:
+    """Let the process of the so-manieth start end with ``code``; blocks until it is there and reads."""
+    with (project.folder / f"go.{start}").open("w") as fifo:
+        fifo.write(f"{code}\n")
+
+
+def last(cluster: LocalCluster) -> JobState:
+    status = list(cluster.watch("r-scrape-1"))[-1]
+    return status.state
+
+
+def test_creating_twice_makes_one_job(project: Project, slow: LocalCluster) -> None:
+    slow.create(request(project))
+    assert slow.create(request(project)).state in (JobState.PENDING, JobState.RUNNING)
+    answer(project, 1, 0)
+    assert last(slow) is JobState.SUCCEEDED
+    assert slow.create(request(project)).state is JobState.SUCCEEDED, "a finished Job is adopted as it is"
+    assert len((project.folder / "go.pid").read_text().split()) == 1
+    assert [j.name for j in slow.list("r")] == ["r-scrape-1"] and slow.list("other") == []
+
+
+@pytest.mark.parametrize(("code", "starts"), [(65, 1), (64, 1), (78, 1), (75, 4), (1, 4)])
+def test_the_policy_decides_on_another_try(
+    project: Project, slow: LocalCluster, code: int, starts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUGURT_LOCAL_BACKOFF", "0.01")
+    slow.create(request(project))
+    for start in range(1, starts + 1):
+        answer(project, start, code)
+    assert last(slow) is JobState.FAILED
+    status = slow.get("r-scrape-1")
+    assert status is not None and status.exit_code == code and str(code) in status.reason
+    assert len((project.folder / "go.pid").read_text().split()) == starts
+
+
+def test_a_killed_process_is_started_again(
+    project: Project, slow: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUGURT_LOCAL_BACKOFF", "0.01")
+    slow.create(request(project))
+    answer(project, 1, 137)  # as a process ends whom the kernel killed
+    answer(project, 2, 0)
+    assert last(slow) is JobState.SUCCEEDED
+    status = slow.get("r-scrape-1")
+    assert status is not None and status.restarts == 1
+
+
+def test_a_job_whose_supervisor_was_killed_goes_on_when_asked_again(project: Project, slow: LocalCluster) -> None:
+    slow.create(request(project))
+    wait_for_start(project, 1)
+    kill_group(f"supervisor {project.folder}")
+    states = [s.state for s in slow.watch("r-scrape-1")]
+    assert states[-1] is JobState.PENDING
+    lost = slow.get("r-scrape-1")
+    assert lost is not None and "submit the run again" in lost.reason
+    slow.create(request(project))
+    answer(project, 2, 0)
+    assert last(slow) is JobState.SUCCEEDED
+
+
+def wait_for_start(project: Project, start: int) -> None:
+    """Block until the so-manieth process has started: opening a FIFO waits for its other end."""
+    descriptor = os.open(project.folder / f"go.{start}", os.O_WRONLY)
+    OPEN.append(descriptor)
+
+
+OPEN: list[int] = []  # kept open, or the waiting process would read the end of the file
+
+
+def test_deleting_stops_the_process_and_removes_the_job(project: Project, slow: LocalCluster) -> None:
+    slow.create(request(project))
+    wait_for_start(project, 1)
+    slow.delete("r-scrape-1")
+    assert slow.get("r-scrape-1") is None
+    assert not (project.folder / ".bugurt" / "jobs" / "r-scrape-1").exists()
+    pid = (project.folder / "go.pid").read_text().split()[0]
+    assert not Path(f"/proc/{pid}").exists()
+    slow.delete("r-scrape-1")  # no error
