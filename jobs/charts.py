@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 440, 260
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 42
 COLOURS = 6  # of the style sheet; further series use them again
 MAX_POINTS = 400  # a line; more cannot be seen and make a page heavy
+LARGEST, TINY = 1e100, 1e-100  # beyond these numbers arithmetic on floats overflows or vanishes
 CHARACTER = 6.6  # mean width of a character of the axis font, in units
 
 
@@ -36,14 +37,14 @@ def _n(value: float) -> str:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers that cover ``low`` to ``high`` (Heckbert's "nice numbers")."""
-    if not high > low:
-        high = low + (abs(low) * 0.1 or 1.0)
+    if high - low <= 1e-9 * max(abs(low), abs(high), TINY):
+        high = low + (abs(low) * 0.1 if abs(low) > TINY else 1.0)
     rough = (high - low) / max(count - 1, 1)
     power = 10.0 ** math.floor(math.log10(rough))
     step = min((f * power for f in (1, 2, 2.5, 5, 10)), key=lambda s: (s < rough * 0.99, s))
     first = math.floor(low / step + 1e-9)
     last = math.ceil(high / step - 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)]
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
 def _tick_text(value: float) -> str:
@@ -92,7 +93,7 @@ def draw_lines(
 ) -> Markup:
     """See ``jobs.html.line_chart``."""
     clean = {
-        name: _thin(sorted((float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)))
+        name: _thin(sorted((float(x), float(y)) for x, y in points if abs(x) < LARGEST and abs(y) < LARGEST))
         for name, points in series.items()
     }
     clean = {name: points for name, points in clean.items() if points}
@@ -103,7 +104,8 @@ def draw_lines(
     y_ticks = ticks(min(ys), max(ys))
     x_low, x_high = min(xs), max(xs)
     if x_low == x_high:
-        x_low, x_high = x_low - 0.5, x_high + 0.5
+        room = max(0.5, abs(x_low) * 0.01)
+        x_low, x_high = x_low - room, x_high + room
     rows = _legend_rows(list(clean)) if len(clean) > 1 else []
     bottom = HEIGHT - BOTTOM
 
@@ -155,7 +157,7 @@ def draw_bars(values: Sequence[tuple[str, float]], *, title: str, unit: str) -> 
     """See ``jobs.html.bar_chart``."""
     if not values:
         return _empty(title)
-    largest = max((v for _, v in values if math.isfinite(v)), default=0.0) or 1.0
+    largest = max((v for _, v in values if TINY < v < LARGEST), default=1.0)
     longest = max(len(label) for label, _ in values)
     label_width = min(180.0, longest * CHARACTER + 8)
     room = int((label_width - 8) / CHARACTER)
@@ -165,7 +167,7 @@ def draw_bars(values: Sequence[tuple[str, float]], *, title: str, unit: str) -> 
     for row, ((label, value), text) in enumerate(zip(values, texts, strict=True)):
         y = row * 24 + 4
         shown = label if len(label) <= room else label[: max(room - 1, 1)] + "…"
-        length = max(value / largest * width, 1.0) if math.isfinite(value) and value > 0 else 0.0
+        length = max(value / largest * width, 1.0) if TINY < value < LARGEST else 0.0
         parts.append(
             f"<g><title>{escape(label)}: {escape(text)}</title>"
             f'<text x="{_n(label_width - 8)}" y="{y + 13}" text-anchor="end">{escape(shown)}</text>'
@@ -179,7 +181,8 @@ def draw_columns(values: Sequence[tuple[str, float]], *, title: str, x_label: st
     """See ``jobs.html.column_chart``."""
     if not values:
         return _empty(title)
-    y_ticks = ticks(0.0, max(0.0, *(v for _, v in values)) or 1.0)
+    values = [(label, value if TINY < value < LARGEST else 0.0) for label, value in values]
+    y_ticks = ticks(0.0, max(v for _, v in values) or 1.0)
     bottom = HEIGHT - BOTTOM
     step = (WIDTH - LEFT - RIGHT) / len(values)
     gap = min(2.0, step * 0.15)
@@ -188,7 +191,7 @@ def draw_columns(values: Sequence[tuple[str, float]], *, title: str, x_label: st
     parts = [_axes(x_label, y_label, y_ticks, HEIGHT)]
     for number, (label, value) in enumerate(values):
         x = LEFT + number * step
-        tall = max(value, 0.0) / y_ticks[-1] * (bottom - TOP)
+        tall = value / y_ticks[-1] * (bottom - TOP)
         parts.append(
             f'<rect class="bar" x="{_n(x + gap / 2)}" y="{_n(bottom - tall)}" width="{max(step - gap, 0.5):.2f}" '
             f'height="{_n(tall)}"><title>{escape(label)}: {escape(value)}</title></rect>'
