@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TOOLS := build/tools
 
-.PHONY: demo test bench lint types contracts clean help
+.PHONY: demo test bench lint types contracts requirements images sbom audit clean help
 
 help:  ## what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bugurt needs Python 3.11 or newer; set PYTHON=")'
@@ -33,6 +34,25 @@ test: lint types contracts  ## lint, types, import contracts and tests
 
 bench: $(STAMP)  ## ratios against named peers, measured in the same run
 	$(BIN)/python -m benchmarks
+
+requirements: $(STAMP)  ## pin anew what each image needs, after a change of pyproject.toml or constraints.txt
+	$(BIN)/python images/requirements.py
+
+images:  ## build the images with docker, podman or buildah (images/README.md)
+	images/build $(IMAGES)
+
+$(TOOLS)/.installed:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet 'cyclonedx-bom==7.5.0' 'pip-audit==2.10.1'
+	touch $@
+
+sbom: $(STAMP) $(TOOLS)/.installed  ## a bill of materials and a list of licences for each image, in build/sbom
+	$(BIN)/python images/sbom.py $(TOOLS)/bin/cyclonedx-py
+
+audit: $(TOOLS)/.installed  ## known vulnerabilities of what the images hold
+	for file in images/*/requirements.txt; do \
+		echo "$$file"; $(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r "$$file" || exit 1; \
+	done
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -43,7 +43,7 @@ make_base() {
             tar -C "$root/usr/local" -x --no-same-owner
         chroot "$root" ldconfig
         local python
-        python=$(cd "$root/usr/local/bin" && ls python3.[0-9]* | grep -E '^python3\.[0-9]+$' | head -n 1)
+        python=$(find "$root/usr/local/bin" -regex '.*/python3\.[0-9]+' -printf '%f')
         find "$root/usr/local/bin" -type f ! -name "$python" -delete # scripts with the paths of where they were made
         ln -sf "$python" "$root/usr/local/bin/python3"
         ln -sf "$python" "$root/usr/local/bin/python"

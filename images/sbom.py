@@ -35,13 +35,13 @@ def licences(component: dict[str, Any]) -> str:
         licence = entry.get("license", {})
         name = entry.get("expression") or licence.get("id") or licence.get("name") or ""
         # Some packages give the whole text where a name belongs; its first line is the name.
-        names.append(name.strip().partition("\n")[0])
+        names.append(name.strip().partition("\n")[0].removeprefix("License :: OSI Approved :: "))
     return " AND ".join(dict.fromkeys(filter(None, names))) or "not declared"
 
 
 def narrow(whole: dict[str, Any], image: str, wanted: dict[str, str]) -> dict[str, Any]:
     """The bill of one image. Raises ValueError when a package of it is not installed in the pinned version."""
-    components = {canonicalize_name(c["name"]): c for c in whole["components"]}
+    components: dict[str, Any] = {canonicalize_name(c["name"]): c for c in whole["components"]}
     for name, version in wanted.items():
         found = components.get(name, {}).get("version", "none")
         if found.partition("+")[0] != version:
@@ -69,12 +69,8 @@ def main() -> int:
     parser.add_argument("cyclonedx", help="the program cyclonedx-py")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "sbom")
     options = parser.parse_args()
-    done = subprocess.run(
-        [options.cyclonedx, "environment", sys.executable, "--pyproject", ROOT / "pyproject.toml"]
-        + ["--output-reproducible", "-o", "-"],
-        stdout=subprocess.PIPE,
-        check=True,
-    )
+    command = [options.cyclonedx, "environment", sys.executable, "--pyproject", ROOT / "pyproject.toml"]
+    done = subprocess.run([*command, "--output-reproducible", "-o", "-"], stdout=subprocess.PIPE, check=True)
     whole = json.loads(done.stdout)
     options.folder.mkdir(parents=True, exist_ok=True)
     for requirements in sorted((ROOT / "images").glob("*/requirements.txt")):
