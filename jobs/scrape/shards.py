@@ -111,12 +111,13 @@ class ShardWriter:
 
     def _store_state(self, *, partial: bool) -> None:
         bucket, ref = self._ctx.store.bucket, self._ctx.ref
+        if self._ctx.lease is not None:
+            self._ctx.lease.ensure()  # another process may have taken the artefact over
         before, entry = self._partial, None
         if partial and (self._rows or self._written):
             local = self._close_file()
             path = f".partial-{self.cursor}-{self.rows}.parquet"
-            writer = self._ctx.store.writer(ref)  # of its own: the manifest must not list it
-            entry = writer.put_file(local, path)
+            entry = self._ctx.writer().put_file(local, path)  # another writer: the manifest must not list it
             local.unlink()
         state = {
             "shards": [e.model_dump(mode="json") for e in self._own],
