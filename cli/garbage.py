@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from jobs.artifacts import MANIFEST, ArtifactStore
+from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore
 from jobs.specs import KINDS
 
 
@@ -23,10 +23,11 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
     now = bucket.server_time()
     found = Collected()
 
-    def old(moment: datetime) -> bool:
-        return (now - moment).total_seconds() >= older_than
+    def old(moment: datetime, limit: float = older_than) -> bool:
+        return (now - moment).total_seconds() >= limit - 1  # the server tells its time in whole seconds
 
-    alive = [info.path for info in bucket.list("leases/") if not old(info.modified)]
+    leases = list(bucket.list("leases/"))
+    alive = [info.path for info in leases if not old(info.modified, LEASE_TTL)]
     held = {path.removeprefix("leases/").rpartition("/")[0] for path in alive}
     for kind in KINDS:
         for name in list(bucket.folders(f"{kind}/")):
@@ -46,9 +47,9 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
             model = manifest.info.get("artifact") if manifest else None
             if manifest is None or (isinstance(model, str) and store.find(model) is not None):
                 _remove(store, found, f"{folder}/  (checkpoint)", [(o.path, o.size) for o in objects], dry_run)
-    leases = [(o.path, o.size) for o in bucket.list("leases/") if old(o.modified)]
-    if leases:
-        _remove(store, found, f"{len(leases)} dead leases", leases, dry_run)
+    dead = [(o.path, o.size) for o in leases if o.path not in alive]
+    if dead:
+        _remove(store, found, f"{len(dead)} dead leases", dead, dry_run)
     for path, upload, began in list(bucket.open_uploads()):
         if old(began):
             found.lines.append(f"{path}  (an upload that nobody finished)")

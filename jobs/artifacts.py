@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from jobs import __version__
+from jobs.leases import TTL as LEASE_TTL
 from jobs.leases import Lease, lease_name
 from jobs.manifest import MANIFEST, FileEntry, Manifest, safe_path
 from jobs.specs import ID_LENGTH, KINDS, DataError, Interrupted, NotFoundError, describe
@@ -30,6 +31,7 @@ from jobs.storage import Bucket, ObjectInfo, S3Settings
 from jobs.streams import MIB, UploadStream
 
 __all__ = [
+    "LEASE_TTL",
     "MANIFEST",
     "ArtifactStore",
     "ArtifactWriter",

@@ -1,0 +1,101 @@
+"""From options and settings to a run's spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli.assemble import build_run, mirrored_ref, parse_settings
+from cli.runs import run_name, slug, with_input
+from cli.settings import Settings
+from jobs.artifacts import ArtifactStore
+from jobs.specs import RUN_NAME, STAGES, RunSpec, ScrapeSpec, SpecError, TrainSpec
+
+REF = "source/" + "a" * 20
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("train.epochs=3", {"train": {"epochs": 3}}),
+        ("train.lora.r=8", {"train": {"lora": {"r": 8}}}),
+        ('generate.prompts=["А", "Б"]', {"generate": {"prompts": ["А", "Б"]}}),
+        ("train.model=scratch:small", {"train": {"model": "scratch:small"}}),
+        ("train.max_steps=none", {"train": {"max_steps": None}}),
+        ("preprocess.mask_pii=true", {"preprocess": {"mask_pii": True}}),
+        ('generate.stop_words=["a=b"]', {"generate": {"stop_words": ["a=b"]}}),
+    ],
+)
+def test_assignments(text: str, wanted: dict[str, Any]) -> None:
+    assert parse_settings([text], STAGES) == wanted
+
+
+@pytest.mark.parametrize("text", ["epochs=3", "train", "=3", "moon.phase=1", "train.lora=1|train.lora.r=2"])
+def test_assignments_that_mean_nothing(text: str) -> None:
+    with pytest.raises(SpecError, match="--set"):
+        parse_settings(text.split("|"), STAGES)
+
+
+def test_one_stage_needs_no_name() -> None:
+    assert parse_settings(["epochs=3"], ["train"]) == {"train": {"epochs": 3}}
+    with pytest.raises(SpecError, match="no stage 'scrape'"):
+        parse_settings(["scrape.limit=3"], ["train"])
+
+
+def build(store: ArtifactStore, given: dict[str, dict[str, Any]], *assign: str, **sections: Any) -> RunSpec:
+    settings = Settings(root=Path(), **sections)
+    return build_run(store, settings, STAGES, {"scrape": {"source": REF}, **given}, assign)
+
+
+def test_later_words_win(store: ArtifactStore) -> None:
+    spec = build(store, {"train": {"epochs": 2.0}}, "train.epochs=3", train={"epochs": 1.0, "seed": 7})
+    assert spec.train is not None and (spec.train.epochs, spec.train.seed) == (3.0, 7)
+    spec = build(store, {"train": {"epochs": None}}, train={"epochs": 1.0})
+    assert spec.train is not None and spec.train.epochs == 1.0, "an option that was not given changes nothing"
+
+
+def test_both_stages_mean_one_model(store: ArtifactStore) -> None:
+    spec = build(store, {"train": {"model": "scratch:small"}})
+    assert spec.preprocess is not None and spec.preprocess.model == "scratch:small"
+    with pytest.raises(SpecError, match="must be the same"):
+        build(store, {"train": {"model": "scratch:small"}, "preprocess": {"model": "scratch:tiny"}})
+
+
+def test_a_mirrored_model_is_taken_from_the_bucket(store: ArtifactStore) -> None:
+    spec = build(store, {"train": {"model": "owner/name"}})
+    assert spec.train is not None and spec.train.base_model is None
+    ref = mirrored_ref("owner/name", "main")
+    store.writer(ref).commit(stage="mirror", spec={})
+    spec = build(store, {"train": {"model": "owner/name"}})
+    assert spec.train is not None and spec.preprocess is not None
+    assert spec.train.base_model == spec.preprocess.base_model == ref
+    spec = build(store, {"train": {"model": ref[:12]}})
+    assert spec.train is not None and spec.train.base_model == ref
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [("Бугурт-тред №5", "no5"), ("My Channel!", "my-channel"), ("ЖЖЖ", "run"), ("", "run"), ("a" * 99, "a" * 20)],
+)
+def test_slugs(text: str, wanted: str) -> None:
+    assert slug(text, 20) == wanted
+
+
+def test_run_names_are_deterministic_and_fit() -> None:
+    import re
+
+    one = RunSpec(scrape=ScrapeSpec(source=REF))
+    two = RunSpec(scrape=ScrapeSpec(source=REF, limit=3))
+    assert run_name(one, "x" * 99) == run_name(one, "x" * 99) != run_name(two, "x" * 99)
+    for serial in (1, 2, 99):
+        assert re.fullmatch(RUN_NAME, run_name(one, "Очень-длинное_имя " * 9, serial=serial))
+
+
+def test_inputs_are_filled_in_where_they_are_open() -> None:
+    made = "dataset/" + "b" * 20
+    assert with_input(TrainSpec(), "train", made).inputs() == {"dataset": made}
+    own = TrainSpec(dataset="dataset/" + "c" * 20)
+    assert with_input(own, "train", made) is own
+    assert with_input(ScrapeSpec(source=REF), "scrape", made).inputs() == {"source": REF}

@@ -1,0 +1,74 @@
+"""What a user hands in: told apart rightly, uploaded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.sources import parse_source, upload
+from jobs.artifacts import ArtifactStore
+from jobs.specs import DataError, SpecError
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("@bugurt_testovaya", "bugurt_testovaya"),
+        ("https://t.me/bugurt_testovaya", "bugurt_testovaya"),
+        ("t.me/bugurt_testovaya", "bugurt_testovaya"),
+        ("https://t.me/+AbCdEf123", "+AbCdEf123"),
+        ("-1001234567890", "-1001234567890"),
+    ],
+)
+def test_channels(text: str, label: str) -> None:
+    source = parse_source(text)
+    assert source.channel == text and source.file is None and source.label == label
+
+
+def test_files_and_folders(tmp_path: Path) -> None:
+    export = tmp_path / "ChatExport"
+    export.mkdir()
+    (export / "result.json").write_text("{}")
+    assert parse_source(str(export)).file == export / "result.json"
+    assert parse_source(str(export)).label == "ChatExport"
+    for name in ("a.json", "a.zip", "a.jsonl", "a.txt", "A.TXT"):
+        (tmp_path / name).write_text("x")
+        assert parse_source(str(tmp_path / name)).file == tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p / "missing", "no such file"),
+        (lambda p: p, "no result.json"),
+        (lambda p: _with(p, "messages.html"), "HTML export"),
+        (lambda p: _with(p, "x.pdf") / "x.pdf", "give an export"),
+        (lambda p: _with(p, "x.toml") / "x.toml", "give an export"),
+    ],
+)
+def test_what_cannot_be_a_source_says_what_would_be(tmp_path: Path, make: object, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        parse_source(str(make(tmp_path)))  # type: ignore[operator]
+
+
+def _with(folder: Path, name: str) -> Path:
+    (folder / name).write_text("x")
+    return folder
+
+
+def test_the_same_content_is_uploaded_once_whatever_it_is_called(store: ArtifactStore, tmp_path: Path) -> None:
+    first, second, other = (tmp_path / n for n in ("one.txt", "two.txt", "three.jsonl"))
+    for file in (first, second, other):
+        file.write_text("ПОСТ")
+    ref = upload(store, first)
+    before = store.manifest(ref).created
+    assert upload(store, second) == ref and store.manifest(ref).created == before
+    assert upload(store, other) != ref, "another kind of file is another source"
+    assert store.manifest(ref).info["name"] == "one.txt"
+
+
+def test_an_empty_file_is_refused(store: ArtifactStore, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(DataError, match=r"empty\.txt is empty"):
+        upload(store, tmp_path / "empty.txt")
