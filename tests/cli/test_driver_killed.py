@@ -1,0 +1,240 @@
+"""The driver is killed after every call that it makes, started again, and reaches the same end.
+
+Every call means every call: to the API server and to the bucket, killed before and after it has had its effect. The
+cluster is the real code on a control plane in memory; the bucket is in memory, too, for there are thousands of runs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cli.clusters.base import JobRequest, job_name
+from cli.driver import drive
+from cli.runs import RunRecord, RunStatus, load_status, save_record
+from jobs.artifacts import ArtifactStore, Bucket, ObjectInfo
+from jobs.specs import SPECS, GenerateSpec, NotFoundError, PreprocessSpec, RunSpec, ScrapeSpec, TrainSpec
+from tests.cli.fake_cluster import ControlPlane, Crash, FakeCluster, Task
+
+SPEC = RunSpec(
+    scrape=ScrapeSpec(channel="@made_up", as_of=datetime(2026, 1, 1, tzinfo=UTC)),
+    preprocess=PreprocessSpec(),
+    train=TrainSpec(),
+    generate=GenerateSpec(count=8, shards=3),
+)
+
+
+class Killer:
+    """Counts calls of all kinds and kills at one of them."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.at: list[tuple[int, str]] = []
+        self.armed = False
+
+    def step(self, work: Callable[[], Any]) -> Any:
+        if not self.armed:
+            return work()
+        self.calls += 1
+        now = {when for number, when in self.at if number == self.calls}
+        if "before" in now:
+            raise Crash(f"before call {self.calls}")
+        try:
+            return work()
+        finally:
+            if "after" in now:  # whether the call came to a good end or not
+                raise Crash(f"after call {self.calls}")
+
+
+class MemoryBucket:
+    """What the driver uses of ``jobs.storage.Bucket``."""
+
+    def __init__(self, killer: Killer) -> None:
+        self.objects: dict[str, bytes] = {}
+        self._killer = killer
+
+    def url(self, path: str) -> str:
+        return f"s3://memory/{path}"
+
+    def get_bytes(self, path: str, *, max_size: int = 0) -> bytes:
+        def work() -> bytes:
+            if path not in self.objects:
+                raise NotFoundError(f"reading {path}: not there")
+            return self.objects[path]
+
+        return cast(bytes, self._killer.step(work))
+
+    def put_bytes(self, path: str, data: bytes, *, content_type: str | None = None) -> None:
+        self._killer.step(lambda: self.objects.__setitem__(path, data))
+
+    def list(self, under: str = "") -> Iterator[ObjectInfo]:
+        now = datetime.now(UTC)
+        found = self._killer.step(lambda: sorted(p for p in self.objects if p.startswith(under)))
+        return (ObjectInfo(p, len(self.objects[p]), now) for p in found)
+
+    def delete(self, paths: Iterable[str]) -> int:
+        return sum(self._killer.step(lambda p=p: self.objects.pop(p, None)) is not None for p in paths)
+
+
+class KilledCluster(FakeCluster):
+    """A FakeCluster whose API calls count."""
+
+    def __init__(self, plane: ControlPlane, killer: Killer) -> None:
+        super().__init__(plane=plane)
+        request, stream = plane.request, plane.stream
+        counted: Any = type("Counted", (), {})()
+        counted.host = plane.host
+        counted.request = lambda *a, **k: killer.step(lambda: request(*a, **k))
+        counted.stream = lambda *a, **k: killer.step(lambda: stream(*a, **k))
+        self.api = counted
+
+
+class World:
+    """A submitted run, and a driver that can be started as often as one likes."""
+
+    def __init__(self, prepare: Callable[[ControlPlane], None] = lambda plane: None) -> None:
+        self.killer = Killer()
+        self.bucket = MemoryBucket(self.killer)
+        self.store = ArtifactStore(cast(Bucket, self.bucket), show_progress=False)
+        self.plane = ControlPlane(self.run_stage)
+        self.plane.hold("driver")
+        self.cluster = KilledCluster(self.plane, self.killer)
+        now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.record = RunRecord(
+            run="made-up", spec=SPEC, source="@made_up", created=now, submitted=now, code_version="0"
+        )
+        save_record(self.store, self.record)
+        self.driver = job_name("made-up", "driver", None, 1)
+        request = JobRequest(name=self.driver, run="made-up", component="driver", spec={"run": "made-up"})
+        self.cluster.create(request)
+        prepare(self.plane)
+
+    def run_stage(self, task: Task) -> int:
+        """A stage: commits its artefact; of several shards the last one does."""
+        spec = SPECS[cast(Any, task.component)].model_validate(task.spec)
+        assert not spec.missing_inputs()
+        armed, self.killer.armed = self.killer.armed, False  # the stage is a process of its own
+        try:
+            for ref in spec.inputs().values():
+                self.store.manifest(ref)
+            shards = getattr(spec, "shards", 1)
+            self.bucket.put_bytes(f"{spec.ref()}/part-{task.shard or 0}", b"x")
+            if len(list(self.bucket.list(f"{spec.ref()}/part-"))) == shards:
+                inputs = spec.inputs()
+                writer = self.store.writer(spec.ref())
+                writer.commit(stage=spec.stage, spec=task.spec, inputs=inputs, counts={"posts": 8}, run="made-up")
+        finally:
+            self.killer.armed = armed
+        return 0
+
+    def drive(self, *kills: tuple[int, str]) -> tuple[int, int]:
+        """Drive to the end, killed at these calls; returns the exit code and the times it was killed."""
+        self.killer.at, self.killer.armed = list(kills), True
+        killed = 0
+        while True:
+            try:
+                code = drive(self.store, self.cluster, "made-up", owner=self.driver)
+                self.killer.armed = False
+                return code, killed
+            except Crash:
+                killed += 1
+
+    def end(self) -> dict[str, Any]:
+        """All that must be the same whatever happened on the way."""
+        status: RunStatus = load_status(self.store, "made-up")
+        stages = {n: (s.state, s.artifact, s.exit_code, s.job) for n, s in status.stages.items()}
+        jobs = {
+            name: [c["type"] for c in job["status"].get("conditions", [])] + [_note(job)]
+            for name, job in self.plane.jobs().items()
+        }
+        ran = Counter((t.component, t.shard) for t in self.plane.runs)
+        manifests = sorted(p for p in self.bucket.objects if p.endswith("/manifest.json"))
+        return {
+            "state": status.state,
+            "message": status.message,
+            "stages": stages,
+            "jobs": jobs,
+            "ran": ran,
+            "manifests": manifests,
+        }
+
+
+def _note(job: dict[str, Any]) -> str | None:
+    found = job["metadata"]["annotations"].get("bugurt.dev/artifact")
+    return str(found) if found is not None else None
+
+
+def troubled(plane: ControlPlane) -> None:
+    """A world in which things go wrong and come right again."""
+    plane.fault("scrape", "exit", code=75)
+    plane.fault("preprocess", "oom")
+    plane.fault("train", "evict")
+    plane.fault("train", "drain")
+    plane.fault("generate", "exit", code=143, shard=1)
+
+
+def failing(plane: ControlPlane) -> None:
+    """A world in which preprocess finds bad data."""
+    plane.fault("preprocess", "exit", code=65, message=json.dumps({"message": "no posts are left"}))
+
+
+@pytest.mark.parametrize(("prepare", "code"), [(lambda plane: None, 0), (troubled, 0), (failing, 65)])
+def test_killed_at_every_call(prepare: Callable[[ControlPlane], None], code: int) -> None:
+    calm = World(prepare)
+    assert calm.drive() == (code, 0)
+    wanted, calls = calm.end(), calm.killer.calls
+    assert calls > (40 if code == 0 else 20)
+    if code == 0:
+        assert wanted["state"] == "succeeded" and len(wanted["manifests"]) == 4
+        assert set(wanted["ran"].values()) == {1} and len(wanted["ran"]) == 6  # three stages, and three shards
+    for number in range(1, calls + 1):
+        for when in ("before", "after"):
+            world = World(prepare)
+            assert world.drive((number, when)) == (code, 1)
+            assert world.end() == wanted, (number, when)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(st.tuples(st.integers(1, 250), st.sampled_from(["before", "after"])), max_size=25))
+def test_killed_again_and_again(kills: list[tuple[int, str]]) -> None:
+    calm = World(troubled)
+    calm.drive()
+    world = World(troubled)
+    code, _ = world.drive(*kills)
+    assert code == 0
+    assert world.end() == calm.end()
+
+
+def test_a_cancelled_run_starts_nothing_more() -> None:
+    from jobs.specs import Interrupted
+
+    world = World()
+    world.cluster.delete(world.driver)
+    with pytest.raises(Interrupted):
+        world.drive()
+    world.plane.settle()
+    assert world.plane.jobs() == {}
+
+
+def test_500_shards() -> None:
+    """The load that is promised: one Job with 500 shards, 64 at a time."""
+    world = World()
+    spec = SPEC.model_copy(update={"generate": GenerateSpec(count=500, shards=500)})
+    save_record(world.store, world.record.model_copy(update={"spec": spec}))
+    world.cluster.settings = world.cluster.settings.model_copy(
+        update={
+            "cluster": world.cluster.settings.cluster.model_copy(
+                update={"generate": world.cluster.settings.cluster.generate.model_copy(update={"parallelism": 64})}
+            )
+        }
+    )
+    world.plane.gpus = 1000
+    assert world.drive() == (0, 0)
+    assert Counter(t.component for t in world.plane.runs)["generate"] == 500
