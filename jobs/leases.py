@@ -179,7 +179,7 @@ class Lease:
             except BugurtError as error:
                 log.warning("could not renew the lease: %s", error)
         if self.lost.is_set():
-            log.error("the lease %s was lost", self._folder.rstrip("/"))
+            log.warning("the lease %s was lost", self._folder.rstrip("/"))
 
     def release(self) -> None:
         """Give it back; never raises, for the claim dies by itself."""

@@ -115,7 +115,7 @@ class StageContext(Generic[S]):
         )
 
     def handle_stop(self) -> None:
-        """The stage watches ``stop`` itself from now on: signals no longer raise Interrupted in it."""
+        """The stage watches ``stop`` itself from now on: signals no longer raise anything in it."""
         self._graceful = True
 
     def check_stop(self) -> None:
@@ -129,11 +129,18 @@ class StageContext(Generic[S]):
         again = self.stop.is_set()
         self.stop.set()
         if not self._graceful or (again and number == signal.SIGINT):
-            raise _interrupted(number)
+            raise Signalled(number)
 
 
-def _interrupted(number: int) -> Interrupted:
-    return Interrupted(f"interrupted by {signal.Signals(number).name}")
+class Signalled(KeyboardInterrupt):
+    """What a signal raises in the main thread, wherever it is.
+
+    A KeyboardInterrupt and no Exception: logging, asyncio and many a library swallow every Exception that comes up
+    in the middle of them, and the signal would be lost.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -146,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
 class _Signals:
     """SIGTERM and SIGINT, from a process's first moment to its last: none kills it without its exit code.
 
-    ``handler`` decides what they do; without one, Interrupted is raised. Once ``ignored`` is set nothing happens.
+    ``handler`` decides what they do; without one, Signalled is raised. Once ``ignored`` is set nothing happens.
     """
 
     def __init__(self) -> None:
@@ -162,7 +169,7 @@ class _Signals:
         if self.ignored:
             return
         if self.handler is None:
-            raise _interrupted(number)
+            raise Signalled(number)
         self.handler(number)
 
 
@@ -206,7 +213,7 @@ def explain(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, BugurtError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted", ExitCode.INTERRUPTED
+        return str(error) or "interrupted", ExitCode.INTERRUPTED
     if isinstance(error, MemoryError):
         return "out of memory; give the stage more, or ask for smaller batches", ExitCode.TRY_AGAIN
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -261,7 +268,7 @@ def main(
         except BaseException as error:
             process.signals.ignored = True  # a second signal must not cut the report short
             code = process.failed(error)
-    except Interrupted as error:  # a signal between that except and its first line
+    except KeyboardInterrupt as error:  # a signal between that except and its first line
         process.signals.ignored = True
         code = process.failed(error)
     process.close()
