@@ -11,8 +11,8 @@ TTL, and pods that stay after their end. A pod takes one tick each to be schedul
 
 from __future__ import annotations
 
-import copy
 import json
+import pickle
 import re
 import threading
 import uuid
@@ -76,6 +76,11 @@ class Fault:
     code: int = 1
     message: str = ""
     image_message: str = 'failed to pull and unpack image "{image}": not found'
+
+
+def _copy(thing: Any) -> Any:
+    """A deep copy of plain data: several times as fast as copy.deepcopy."""
+    return pickle.loads(pickle.dumps(thing, -1))
 
 
 def expand(value: str, known: Mapping[str, str]) -> str:
@@ -206,9 +211,9 @@ class ControlPlane:
         with self.lock:
             self._count(f"{method} {path}", "before")
             apply = content_type == APPLY_PATCH
-            answer = self._answer(method, path, dict(query or {}), copy.deepcopy(body), apply=apply)
+            answer = self._answer(method, path, dict(query or {}), _copy(body), apply=apply)
             self._count(None, "after")
-            return copy.deepcopy(answer)
+            return _copy(answer)
 
     def stream(self, path: str, *, query: Mapping[str, str] | None = None, read_timeout: float | None = None) -> _Lines:
         """A watch or a log."""
@@ -384,7 +389,7 @@ class ControlPlane:
     def _touch(self, kind: str, thing: Object, event: str = "MODIFIED") -> None:
         self._version += 1
         thing["metadata"]["resourceVersion"] = str(self._version)
-        self._history.append((self._version, kind, thing["metadata"]["namespace"], event, copy.deepcopy(thing)))
+        self._history.append((self._version, kind, thing["metadata"]["namespace"], event, _copy(thing)))
         if len(self._history) > 5000:
             self.compact(2500)
 
@@ -432,10 +437,10 @@ class ControlPlane:
                     self._kubelet(thing)
             for (kind, _, _), thing in list(self.objects.items()):
                 if kind == "jobs" and self._key(kind, thing) in self.objects:
-                    before = json.dumps(thing, sort_keys=True)
+                    before = json.dumps(thing)
                     self._queue(thing)
                     self._controller(thing)
-                    if json.dumps(thing, sort_keys=True) != before and self._key(kind, thing) in self.objects:
+                    if json.dumps(thing) != before and self._key(kind, thing) in self.objects:
                         self._touch("jobs", thing)
             self._collect_garbage()
 
@@ -610,7 +615,7 @@ class ControlPlane:
     def _create_pod(self, job: Object, index: str | None) -> None:
         meta = job["metadata"]
         self._serial += 1
-        template = copy.deepcopy(job["spec"]["template"])
+        template = _copy(job["spec"]["template"])
         labels = {**template.get("metadata", {}).get("labels", {}), JOB_NAME: meta["name"]}
         labels["batch.kubernetes.io/controller-uid"] = meta["uid"]
         middle = ""
@@ -634,12 +639,12 @@ class ControlPlane:
 
     def _kubelet(self, pod: Object) -> None:
         status = pod["status"]
-        before = json.dumps(status, sort_keys=True)
+        before = json.dumps(status)
         if status["phase"] == "Pending":
             self._start_pod(pod)
         elif status["phase"] == "Running" and pod["metadata"]["labels"].get(COMPONENT_LABEL) not in self.held:
             self._run_pod(pod)
-        if json.dumps(status, sort_keys=True) != before and self._key("pods", pod) in self.objects:
+        if json.dumps(status) != before and self._key("pods", pod) in self.objects:
             self._touch("pods", pod)
 
     def _fault(self, pod: Object, *kinds: str) -> Fault | None:

@@ -185,7 +185,11 @@ def failing(plane: ControlPlane) -> None:
     plane.fault("preprocess", "exit", code=65, message=json.dumps({"message": "no posts are left"}))
 
 
-@pytest.mark.parametrize(("prepare", "code"), [(lambda plane: None, 0), (troubled, 0), (failing, 65)])
+def calm_world(plane: ControlPlane) -> None:
+    """A world in which all goes well."""
+
+
+@pytest.mark.parametrize(("prepare", "code"), [(calm_world, 0), (troubled, 0), (failing, 65)])
 def test_killed_at_every_call(prepare: Callable[[ControlPlane], None], code: int) -> None:
     calm = World(prepare)
     assert calm.drive() == (code, 0)
@@ -195,13 +199,14 @@ def test_killed_at_every_call(prepare: Callable[[ControlPlane], None], code: int
         assert wanted["state"] == "succeeded" and len(wanted["manifests"]) == 4
         assert set(wanted["ran"].values()) == {1} and len(wanted["ran"]) == 6  # three stages, and three shards
     for number in range(1, calls + 1):
-        for when in ("before", "after"):
+        # In the long, troubled world in turns: there each step comes several times.
+        for when in ("before", "after") if prepare is not troubled else (("before", "after")[number % 2],):
             world = World(prepare)
             assert world.drive((number, when)) == (code, 1)
             assert world.end() == wanted, (number, when)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(1, 250), st.sampled_from(["before", "after"])), max_size=25))
 def test_killed_again_and_again(kills: list[tuple[int, str]]) -> None:
     calm = World(troubled)
