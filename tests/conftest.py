@@ -162,3 +162,12 @@ def run_stage(s3_env: dict[str, str], tmp_path: Path) -> RunStage:
         return StageResult(done.returncode, lines, done.stderr)
 
     return run
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Any]:
+    """A folder of its own to run ``bugurt`` in (a ``tests.projects.Project``)."""
+    from tests.projects import new_project
+
+    with new_project(tmp_path / "project") as made:
+        yield made

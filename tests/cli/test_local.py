@@ -14,7 +14,7 @@ import pytest
 from cli.clusters import local_s3
 from cli.clusters.base import JobRequest, JobState
 from cli.clusters.local import LocalCluster
-from tests.cli.conftest import Project, kill_group
+from tests.projects import Project, kill_group
 
 SCRAPE = ("submit", "scrape", "--source", "posts.txt", "--wait")
 

@@ -1,4 +1,4 @@
-"""A project folder of its own for each test of the command line, with everything in it stopped at the end."""
+"""Project folders in which tests run ``bugurt``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from cli.main import main
 
@@ -93,22 +91,21 @@ class Project:
         return self.folder / ".bugurt" / "bucket" / "bugurt"
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Iterator[Project]:
-    """An empty project with a small text source, ``posts.txt``."""
-    folder = tmp_path / "project"
+@contextlib.contextmanager
+def new_project(folder: Path) -> Iterator[Project]:
+    """An empty project with a small text source, ``posts.txt``; everything in it is stopped at the end."""
     folder.mkdir()
     (folder / "posts.txt").write_text(POSTS, encoding="utf-8")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("BUGURT_", "AWS_"))}
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     made = Project(folder, {**kept, "PYTHONPATH": str(root), "BUGURT_LOCAL_BACKOFF": "0.1", "COLUMNS": "200"})
     yield made
     (folder / "bugurt.toml").unlink(missing_ok=True)  # some tests break it
     done = made.run("down", "--force")
     assert done.returncode == 0, done.stderr
     for job in (folder / ".bugurt" / "jobs").glob("*/pid"):
-        with_pid = Path(f"/proc/{job.read_text().strip()}/cmdline")
-        assert not (with_pid.exists() and str(folder).encode() in with_pid.read_bytes()), f"{job} still runs"
+        command = Path(f"/proc/{job.read_text().strip()}/cmdline")
+        assert not (command.exists() and str(folder).encode() in command.read_bytes()), f"{job} still runs"
 
 
 def kill_group(pattern: str) -> list[int]:
