@@ -123,46 +123,46 @@ def test_it_works_is_found_and_is_done_again_by_force(stage: Stage) -> None:
     assert stage.leftovers() == []
 
 
-@pytest.mark.parametrize(
-    ("action", "code", "sentence"),
-    [
-        ("data", 65, "post 17: the text is wrong"),
-        ("later", 75, "Telegram asks to wait"),
-        ("bug", 70, "internal error at stage.py:"),
-        ("exit", 70, "internal error at stage.py:"),
-        ("nothing", 70, "the stage ended without committing"),
-        ("lost", 75, "was lost: this process was out of touch with the bucket for too long"),
-    ],
-)
-def test_each_end_has_its_code_and_one_sentence(stage: Stage, action: str, code: int, sentence: str) -> None:
-    result = stage.run({"action": action})
-    assert result.code == code
-    assert sentence in result.last
-    assert [line["level"] for line in result.log].count("error") == 1
-    assert "Traceback" not in result.stderr
-    assert all(line.startswith("{") for line in result.stderr.splitlines())
-    progress = stage.progress()
-    assert (progress["state"], progress["exit_code"], progress["message"]) == ("failed", code, result.last)
-    assert progress.get("retry_after") == (33 if action == "later" else None)
-    assert stage.log()[-1].endswith(result.last)
-    assert stage.store.find(SampleSpec().ref()) is None
+def test_each_end_has_its_code_and_one_sentence(stage: Stage) -> None:
+    ends = {
+        "data": (65, "post 17: the text is wrong"),
+        "later": (75, "Telegram asks to wait"),
+        "bug": (70, "internal error at stage.py:"),
+        "exit": (70, "internal error at stage.py:"),
+        "nothing": (70, "the stage ended without committing"),
+        "lost": (75, "was lost: this process was out of touch with the bucket for too long"),
+    }
+    processes = {action: stage.start({"name": action, "action": action}, run=action) for action in ends}
+    for action, (code, sentence) in ends.items():
+        result = finish(processes[action])
+        assert (result.code, sentence in result.last) == (code, True), result.stderr
+        assert [line["level"] for line in result.log].count("error") == 1
+        assert "Traceback" not in result.stderr
+        assert all(line.startswith("{") for line in result.stderr.splitlines())
+        progress = stage.progress(action)
+        assert (progress["state"], progress["exit_code"], progress["message"]) == ("failed", code, result.last)
+        assert progress.get("retry_after") == (33 if action == "later" else None)
+        assert stage.log(action)[-1].endswith(result.last)
+        assert stage.store.find(SampleSpec(name=action).ref()) is None
     assert stage.leftovers() == []
 
 
 def test_what_is_wrong_before_the_work_begins(stage: Stage, store: ArtifactStore) -> None:
     missing = "posts/" + "0" * 20
-    for spec, options, env, code, sentence in (
-        (None, (), {}, 64, "no spec: give --spec FILE or set BUGURT_SPEC"),
-        ({"colour": "red"}, (), {}, 64, ".json: colour: unknown field"),
-        (b"[" * 100_000, (), {}, 64, "is not valid JSON: "),
-        ({}, (), {"BUGURT_RUN": "Моё"}, 64, "BUGURT_RUN: 'Моё' is not a run's name"),
-        ({}, (), {"BUGURT_S3_BUCKET": "no-such-bucket"}, 78, "bucket 'no-such-bucket' does not exist"),
-        ({}, (), {"BUGURT_S3_SECRET_ACCESS_KEY": "wrong"}, 78, "refuses the S3 credentials"),
-        ({}, (), {"BUGURT_S3_ENDPOINT": "http://127.0.0.1:1"}, 75, "cannot reach the S3 server at http://127.0.0.1:1"),
-        ({}, (), {"BUGURT_WORKDIR": "/no/such/folder"}, 78, "BUGURT_WORKDIR: /no/such/folder is no folder"),
-        ({"source": missing}, (), {}, 65, f"there is no artefact {missing} in s3://"),
-    ):
-        result = stage.run(spec, *options, env=env)
+    cases: list[tuple[Any, dict[str, str], int, str]] = [
+        (None, {}, 64, "no spec: give --spec FILE or set BUGURT_SPEC"),
+        ({"colour": "red"}, {}, 64, ".json: colour: unknown field"),
+        (b"[" * 100_000, {}, 64, "is not valid JSON: "),
+        ({}, {"BUGURT_RUN": "Моё"}, 64, "BUGURT_RUN: 'Моё' is not a run's name"),
+        ({}, {"BUGURT_S3_BUCKET": "no-such-bucket"}, 78, "bucket 'no-such-bucket' does not exist"),
+        ({}, {"BUGURT_S3_SECRET_ACCESS_KEY": "wrong"}, 78, "refuses the S3 credentials"),
+        ({}, {"BUGURT_S3_ENDPOINT": "http://127.0.0.1:1"}, 75, "cannot reach the S3 server at http://127.0.0.1:1"),
+        ({}, {"BUGURT_WORKDIR": "/no/such/folder"}, 78, "BUGURT_WORKDIR: /no/such/folder is no folder"),
+        ({"source": missing}, {}, 65, f"there is no artefact {missing} in s3://"),
+    ]
+    processes = [stage.start(spec, env=env) for spec, env, _, _ in cases]
+    for process, (_, _, code, sentence) in zip(processes, cases, strict=True):
+        result = finish(process)
         assert (result.code, sentence in result.last) == (code, True), (sentence, result.stderr)
         assert "Traceback" not in result.stderr
         assert [line["level"] for line in result.log].count("error") == 1
@@ -219,13 +219,13 @@ def test_a_spec_comes_from_a_file_a_bucket_or_the_environment(stage: Stage, stor
     bucket = store.bucket
     bucket.put_bytes("specs/one.json", '{"name": "ё"}'.encode())
     address = f"s3://{bucket.settings.bucket}/specs/one.json"
-    for spec, options, env in (
-        ({"name": "файл"}, (), {"BUGURT_SPEC": "{}"}),  # the option wins
-        (None, ("--spec", address), {}),
-        (None, (), {"BUGURT_SPEC": '{"name": "env"}'}),
-        (None, (), {"BUGURT_SPEC": address, "BUGURT_S3_PREFIX": "other"}),
-    ):
-        assert stage.run(spec, *options, env=env).code == 0
+    processes = [
+        stage.start({"name": "файл"}, env={"BUGURT_SPEC": "{}"}),  # the option wins
+        stage.start(None, "--spec", address),
+        stage.start(None, env={"BUGURT_SPEC": '{"name": "env"}'}),
+        stage.start(None, env={"BUGURT_SPEC": address, "BUGURT_S3_PREFIX": "other"}),
+    ]
+    assert [finish(p).code for p in processes] == [0, 0, 0, 0]
     assert {m.spec["name"] for m in store.list()} == {"файл", "ё", "env"}
     assert bucket.head(f"other/{SampleSpec(name='ё').ref()}/manifest.json")
 
