@@ -8,7 +8,24 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import artifacts, batches, cancel, demo, down, gc, init, login, logs, rerun, runs, status, submit
+from cli.commands import (
+    artifacts,
+    batches,
+    cancel,
+    demo,
+    doctor,
+    down,
+    gc,
+    init,
+    install,
+    login,
+    logs,
+    mirror,
+    rerun,
+    runs,
+    status,
+    submit,
+)
 from cli.options import OPTIONS
 
 # Plain help: drawing frames with rich would double the time of `bugurt --help`.
@@ -44,7 +61,12 @@ def options(
     OPTIONS.config, OPTIONS.debug, OPTIONS.verbose, OPTIONS.quiet = config, debug, verbose, quiet
 
 
-for module in (init, login, submit, runs, status, logs, cancel, rerun, artifacts, gc, batches, demo, down):
+_COMMANDS = (
+    *(init, login, doctor, install),
+    *(submit, runs, status, logs, cancel, rerun),
+    *(artifacts, batches, mirror, gc, demo, down),
+)
+for module in _COMMANDS:
     module.register(app)
 
 

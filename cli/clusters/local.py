@@ -135,13 +135,17 @@ class LocalCluster:
         }
 
     def _spawn(self, job: Path, lock: int) -> None:
+        request = json.loads((job / "job.json").read_text(encoding="utf-8"))
         secrets = self._s3_env()  # handed on by the environment: never written into the Job's folder
-        if json.loads((job / "job.json").read_text(encoding="utf-8"))["spec"].get("channel"):
-            secrets |= self._telegram_env()  # only a scrape that talks to Telegram needs the session
+        inherited = dict(os.environ)
+        if request["spec"].get("channel"):
+            secrets |= self._telegram_env()
+        elif request["component"] != "driver":  # only a scrape that talks to Telegram needs the session
+            inherited = {k: v for k, v in inherited.items() if not k.startswith("BUGURT_TELEGRAM_")}
         with (job / "supervisor.log").open("ab") as out:
             subprocess.Popen(
                 [sys.executable, "-m", "cli.clusters.supervisor", str(job), str(lock)],
-                env={**os.environ, **secrets},
+                env={**inherited, **secrets},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,10 +42,23 @@ PromptFile = Annotated[str | None, typer.Option("--prompt-file", help="A text fi
 Openings = Annotated[bool | None, typer.Option("--openings", help="Begin as training posts begin.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Seed of every random choice.")]
 Shards = Annotated[int | None, typer.Option("--shards", help="Parts of the batch made at the same time.")]
+EstimateOnly = Annotated[bool, typer.Option("--estimate", help="Reckon tokens, steps, hours and memory; send nothing.")]
+Gpu = Annotated[str | None, typer.Option("--gpu", help="With --estimate: for this GPU, as in --gpu A100.")]
+Speed = Annotated[
+    float | None, typer.Option("--tokens-per-second", min=0.001, help="With --estimate: the speed that was measured.")
+]
 Since = Annotated[datetime | None, typer.Option("--since", formats=["%Y-%m-%d"], help="First day to read (UTC).")]
 Until = Annotated[datetime | None, typer.Option("--until", formats=["%Y-%m-%d"], help="First day not to read.")]
 Limit = Annotated[int | None, typer.Option("--limit", help="At most so many posts.")]
 Resync = Annotated[int | None, typer.Option("--resync", metavar="DAYS", help="Look for edits and deletions, too.")]
+
+
+@dataclass(frozen=True)
+class Reckon:
+    """What ``--estimate`` is to reckon with."""
+
+    gpu: str | None
+    tokens_per_second: float | None
 
 
 def register(root: typer.Typer) -> None:
@@ -73,6 +87,9 @@ def pipeline(
     dry_run: DryRun = False,
     wait: Wait = False,
     force: Force = False,
+    estimate: EstimateOnly = False,
+    gpu: Gpu = None,
+    tokens_per_second: Speed = None,
 ) -> None:
     """All four stages: bugurt submit pipeline --source examples/channel --model scratch:tiny --count 200 --wait"""
     settings, store, cluster = options.places()
@@ -82,8 +99,9 @@ def pipeline(
         "train": {"model": model, "preset": preset or preset_for(settings, model), "seed": seed},
         "generate": {**generate_options(store, count, prompt, prompt_file, openings, shards), "seed": seed},
     }
+    reckon = Reckon(gpu, tokens_per_second) if estimate else None
     _send(settings, store, cluster, ("scrape", "preprocess", "train", "generate"), given, assign, source, name,
-          dry_run=dry_run, wait=wait, force=force)  # fmt: skip
+          dry_run=dry_run, wait=wait, force=force, reckon=reckon)  # fmt: skip
 
 
 @app.command()
@@ -136,12 +154,17 @@ def train(
     dry_run: DryRun = False,
     wait: Wait = False,
     force: Force = False,
+    estimate: EstimateOnly = False,
+    gpu: Gpu = None,
+    tokens_per_second: Speed = None,
 ) -> None:
     """Train on a dataset: bugurt submit train --dataset dataset/ID --model scratch:tiny --wait"""
     settings, store, cluster = options.places()
     ref = store.resolve(dataset, "dataset") if dataset else None
     given = {"train": {"dataset": ref, "model": model, "preset": preset or preset_for(settings, model), "seed": seed}}
-    _send(settings, store, cluster, ("train",), given, assign, ref, name, dry_run=dry_run, wait=wait, force=force)
+    reckon = Reckon(gpu, tokens_per_second) if estimate else None
+    _send(settings, store, cluster, ("train",), given, assign, ref, name,
+          dry_run=dry_run, wait=wait, force=force, reckon=reckon)  # fmt: skip
 
 
 @app.command()
@@ -242,7 +265,7 @@ def preset_for(settings: Settings, model: str | None) -> str | None:
 def _send(
     settings: Settings, store: ArtifactStore, cluster: Cluster, stages: tuple[StageName, ...],
     given: dict[str, dict[str, Any]], assign: list[str] | None, source: str | None, name: str | None, *,
-    dry_run: bool, wait: bool, force: bool,
+    dry_run: bool, wait: bool, force: bool, reckon: Reckon | None = None,
 ) -> None:  # fmt: skip
     from cli.assemble import build_run
     from jobs.specs import RUN_NAME, SpecError
@@ -259,10 +282,23 @@ def _send(
         raise SpecError(f"{stages[0]}: --{missing[0]} is needed")
     for ref in first.inputs().values():
         store.manifest(ref)
+    if reckon is not None:
+        _print_estimate(store, spec, source, reckon)
+        return
     submitted = send(settings, store, cluster, spec, label=label_of(source, stages), source=source or "", name=name,
                      force=force, dry_run=dry_run)  # fmt: skip
     if submitted is not None:
         finish(store, cluster, submitted, wait=wait)
+
+
+def _print_estimate(store: ArtifactStore, spec: RunSpec, source: str | None, reckon: Reckon) -> None:
+    from cli.estimating import estimate_plan
+    from cli.output import say
+    from cli.submission import plan
+
+    found = estimate_plan(store, plan(store, spec), source, gpu=reckon.gpu, tokens_per_second=reckon.tokens_per_second)
+    for name, value in found.rows():
+        say(f"{name:<24} {value}")
 
 
 def label_of(source: str | None, stages: tuple[StageName, ...]) -> str:
