@@ -1,0 +1,146 @@
+"""A whole run as a cluster would do it, with real processes: the command line submits over HTTP, the driver runs as
+its Job's container says, and each stage is started with the environment that its pod would have. Only the machines
+are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.api_server import ApiServer, serve
+from tests.cli.fake_kubernetes import ControlPlane, Task
+from tests.conftest import ROOT
+
+EXPORT = ROOT / "examples" / "channel" / "result.json"
+SECRETS = ("BUGURT_S3_ACCESS_KEY_ID", "BUGURT_S3_SECRET_ACCESS_KEY")
+RUN = "whole"
+
+
+def clean_env() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if not k.startswith(("BUGURT_", "AWS_", "KUBE"))}
+
+
+def run_container(module: str, env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    """A container's command with nothing but its own variables and the paths of this machine."""
+    places = {n: str(folder / n.lower()) for n in ("HOME", "BUGURT_WORKDIR", "XDG_CACHE_HOME", "HF_HOME")}
+    for place in places.values():
+        Path(place).mkdir(parents=True, exist_ok=True)
+    env = {**env, "TMPDIR": "/tmp"}  # as in the pod; a socket's path must be short
+    whole = {**clean_env(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **env, **places}
+    return subprocess.run(
+        [sys.executable, "-m", module, *args],
+        env=whole,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+
+
+class Node:
+    """Runs tasks of the control plane as processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.envs: dict[str, dict[str, str]] = {}
+
+    def __call__(self, task: Task) -> int:
+        self.envs[task.component] = task.env
+        folder = self.folder / task.pod
+        folder.mkdir()
+        done = run_container(f"jobs.{task.component}", task.env, folder)
+        for line in done.stderr.splitlines():
+            task.log(line)
+        return done.returncode
+
+
+def bugurt(server: ApiServer, folder: Path, env: dict[str, str], *args: str) -> subprocess.CompletedProcess[str]:
+    """The command line on the laptop."""
+    whole = {**clean_env(), "PYTHONPATH": str(ROOT), "KUBECONFIG": str(folder / "kubeconfig"), **env}
+    command = [sys.executable, "-m", "cli.main", *args]
+    return subprocess.run(command, env=whole, cwd=folder, capture_output=True, text=True, check=False, timeout=280)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_from_the_laptop_to_a_batch(tmp_path: Path, s3_env: dict[str, str]) -> None:
+    node = Node(tmp_path)
+    secret = {n: s3_env[n] for n in SECRETS}
+    plane = ControlPlane(node, secrets={"bugurt-s3": secret, "bugurt-telegram": {}})
+    plane.hold("driver")  # its process is started below: it calls the plane, which cannot call itself
+    with serve(plane) as server:
+        server.kubeconfig(tmp_path)
+        (tmp_path / "bugurt.toml").write_text(
+            f'[s3]\nbucket = "{s3_env["BUGURT_S3_BUCKET"]}"\nprefix = "team"\n'
+            f'endpoint = "{s3_env["BUGURT_S3_ENDPOINT"]}"\n'
+            '[cluster]\nkind = "kubernetes"\ntrain = { gpu = 0 }\n'
+        )
+
+        def laptop(*args: str, code: int = 0) -> str:
+            done = bugurt(server, tmp_path, secret, *args)
+            assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+            return done.stdout
+
+        submit = (
+            "submit", "pipeline", "--source", str(EXPORT), "--model", "scratch:tiny", "--count", "6", "--name", RUN,
+            "--set", "train.max_steps=4", "--set", "generate.shards=2", "--set", "generate.form=false",
+        )  # fmt: skip
+        dry = laptop(*submit, "--dry-run")
+        assert dry.count("kind: Job") == 5 and not plane.jobs()
+        laptop(*submit)
+        laptop(*submit)  # asked twice
+        assert list(plane.jobs()) == [f"{RUN}-driver"]
+
+        plane.settle(5)
+        pod = plane.pods_of(f"{RUN}-driver")[0]
+        env = plane.environment(pod)
+        assert set(secret.items()) <= set(env.items())
+        place = tmp_path / "driver"
+        place.mkdir()
+        # The service account is what a pod has; here it is the kubeconfig. All else comes from the Job.
+        driver = run_container("cli.driver", {**env, "KUBECONFIG": str(tmp_path / "kubeconfig")}, place)
+        assert driver.returncode == 0, driver.stderr
+        plane.release("driver")
+
+        status = json.loads(laptop("status", RUN, "--json"))
+        assert status["state"] == "succeeded", status
+        batch = next(s["artifact"] for s in status["stages"] if s["stage"] == "generate")
+        jobs = plane.jobs()
+        assert {j["metadata"]["labels"]["app.kubernetes.io/component"] for j in jobs.values()} == {
+            "driver", "scrape", "preprocess", "train", "generate",
+        }  # fmt: skip
+        for name, job in jobs.items():
+            if name == f"{RUN}-driver":
+                continue
+            notes = job["metadata"]["annotations"]
+            assert notes["bugurt.dev/artifact"] == notes["bugurt.dev/artifact-wanted"]
+            assert job["metadata"]["ownerReferences"][0]["name"] == f"{RUN}-driver"
+            assert json.loads(_env(job)["BUGURT_SPEC"])["stage"] in name
+        assert "BUGURT_SPEC" in node.envs["scrape"] and node.envs["generate"]["JOB_COMPLETION_INDEX"] == "1"
+
+        laptop("artifacts", "pull", batch, "-o", str(tmp_path / "batch"))
+        lines = [
+            x for p in sorted((tmp_path / "batch").glob("part-*.jsonl")) for x in p.read_text("utf-8").splitlines()
+        ]
+        assert len(lines) == 6
+        assert "committed" in laptop("logs", RUN, "train")  # of the pod
+        for pod in [p for j in jobs for p in plane.pods_of(j)]:
+            plane._remove("pods", pod)
+        assert "committed" in laptop("logs", RUN, "train")  # of the bucket, now that the pods are gone
+
+        # The same work under another name: everything is found, and no Job is made for it.
+        again = [a if a != RUN else "again" for a in submit]
+        assert "everything was found" in laptop(*again)
+        assert set(plane.jobs()) == set(jobs)
+
+
+def _env(job: dict[str, Any]) -> dict[str, str]:
+    return {e["name"]: e["value"] for e in job["spec"]["template"]["spec"]["containers"][0]["env"]}
