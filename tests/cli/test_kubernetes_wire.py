@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,7 @@ from jobs.specs import BugurtError, ConfigError, TemporaryError
 from tests.cli.api_server import ApiServer, serve
 from tests.cli.fake_cluster import cluster_settings, request_for
 from tests.cli.worlds import WireWorld
+from tests.conftest import ROOT
 
 JOB = request_for("train")
 
@@ -340,3 +344,39 @@ def test_the_status_of_200_shards_takes_less_than_a_second(world: Any) -> None:
     found = cluster.list("run-a")
     assert time.monotonic() - before < 1.0
     assert found[0].restarts >= 60
+
+
+def test_the_driver_is_small(world: Any, tmp_path: Path) -> None:
+    """All that the driver loads and does for a Job of 200 shards stays below 110 MiB."""
+    server, _ = world
+    server.plane.gpus = 1000
+    code = (
+        "import resource\n"
+        "from cli.clusters.kubernetes import KubernetesCluster\n"
+        "from cli.driver import Driver\n"
+        "from cli.settings import load\n"
+        "from jobs.artifacts import ArtifactStore\n"
+        "from tests.cli.fake_cluster import request_for\n"
+        "store = ArtifactStore.from_env()\n"
+        "cluster = KubernetesCluster.from_settings(load())\n"
+        "cluster.create(request_for('generate', shards=200))\n"
+        "*_, last = cluster.watch(request_for('generate').name)\n"
+        "assert last.shards_done == 200, last\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BUGURT_", "AWS_"))}
+    env = {
+        **kept,
+        "KUBECONFIG": str(server.kubeconfig(tmp_path)),
+        "PYTHONPATH": str(ROOT),
+        "BUGURT_CLUSTER": '{"kind": "kubernetes", "namespace": "bugurt"}',
+        "BUGURT_S3_BUCKET": "bucket",
+        "BUGURT_S3_ENDPOINT": "http://127.0.0.1:9",
+        "BUGURT_S3_ACCESS_KEY_ID": "key",
+        "BUGURT_S3_SECRET_ACCESS_KEY": "secret",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 110 * 1024  # KiB
