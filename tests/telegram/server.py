@@ -29,7 +29,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -67,6 +67,7 @@ class Call:
     dc: int
     takeout: int | None = None
     outcome: str = "pending"
+    at: float = field(default_factory=time.monotonic)  # seconds, when it came
 
 
 @dataclass(eq=False)

