@@ -59,6 +59,10 @@ def is_scratch(spec: PreprocessSpec) -> bool:
     return True
 
 
+#: A trainer takes time quadratic in the length of a word; what is longer than this is no word to learn from.
+_ENDLESS = re.compile(r"\S{65,}|\s{65,}")
+
+
 def train_bpe(texts: Iterable[list[str]], vocab_size: int, folder: Path, source: str) -> TokenizerInfo:
     """Make a byte-level BPE of at most ``vocab_size`` tokens; there are fewer when the text has no more pairs.
 
@@ -77,7 +81,7 @@ def train_bpe(texts: Iterable[list[str]], vocab_size: int, folder: Path, source:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(([_ENDLESS.sub(" ", t) for t in part] for part in texts), trainer)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     config = {

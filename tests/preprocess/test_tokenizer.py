@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,12 @@ def test_special_tokens_that_are_written_out_are_text(encoder: Encoder, info: To
 def test_a_megabyte_without_a_break(encoder: Encoder) -> None:
     for text in ("ы" * 500_000, "\u0301" * 500_000, " " * 1_000_000, "@" * 1_000_000):
         assert encoder.decode(encoder.encode([text])[0]) == text
+
+
+def test_training_on_words_without_end(tmp_path: Path) -> None:
+    start = time.process_time()
+    train_bpe([["ы" * 300_000, "\u0301" * 300_000, " " * 300_000, *TEXTS]], 400, tmp_path, "scratch:tiny")
+    assert time.process_time() - start < 10  # without a guard: hours
 
 
 def test_line_ends(encoder: Encoder, info: TokenizerInfo) -> None:
