@@ -207,6 +207,21 @@ class SimilarityIndex:
             found.update(table.get(number, ()))
         return sorted(found)
 
+    def candidates_many(self, normalised: Sequence[str]) -> list[list[int]]:
+        """As ``candidates`` for many texts at once, at a fraction of the cost."""
+        found: list[set[int]] = [set() for _ in normalised]
+        keys = self.banding.keys(*shingle_many(normalised))
+        for band, (column, owners) in enumerate(self._sorted):
+            starts = np.searchsorted(column, keys[:, band], "left")
+            stops = np.searchsorted(column, keys[:, band], "right")
+            for place in np.flatnonzero(stops > starts).tolist():
+                found[place].update(owners[starts[place] : stops[place]].tolist())
+        for band, table in enumerate(self._recent):
+            if table:
+                for place, key in enumerate(keys[:, band].tolist()):
+                    found[place].update(table.get(key, ()))
+        return [sorted(numbers) for numbers in found]
+
     def matches(self, text: str) -> list[Match]:
         """The texts that are alike, the most similar first (the earlier one first among equals)."""
         plain = normalise(text)

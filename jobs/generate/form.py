@@ -51,12 +51,12 @@ class FormGate:
             return "line too long"
         if "\n\n\n\n" in text:
             return "empty lines"
-        visible = sum(not c.isspace() for c in text)
-        if sum(c.isalpha() for c in text) < self._letters * visible:
+        visible = sum(map(len, text.split()))
+        if sum(map(str.isalpha, text)) < self._letters * visible:
             return "few letters"
         if self._upper:
-            cased = [c for c in text if c.isupper() or c.islower()]
-            if sum(c.isupper() for c in cased) < _UPPER * len(cased):
+            upper, lower = sum(map(str.isupper, text)), sum(map(str.islower, text))
+            if upper < _UPPER * (upper + lower):
                 return "case"
         return None
 

@@ -85,10 +85,12 @@ class Gates:
             post.values["overlap"] = run.length
             if run.length > self._spec.max_overlap_words:
                 post.refused = "overlap"
-                continue
-            post.similarity = round(training.similarity(post.text, run.post), 4)
+        left = [j for j in left if j.refused is None]
+        nearest = [j.run.post if j.run else None for j in left]
+        for post, similarity in zip(left, training.similarities([j.text for j in left], nearest), strict=True):
+            post.similarity = round(similarity, 4)
             post.values["similarity"] = post.similarity
-            if post.similarity >= self._spec.max_similarity:
+            if similarity >= self._spec.max_similarity:
                 post.refused = "similarity"
         return judged
 
@@ -107,8 +109,7 @@ class Gates:
             post.refused = "clean"
             return post
         values["length"] = len(text)
-        new = any(not c.isspace() for c in self._language.text(draw.tokens)) if draw.tokens else False
-        if not new or not spec.min_characters <= len(text) <= spec.max_characters:
+        if len(text) <= len(prompt.text) or not spec.min_characters <= len(text) <= spec.max_characters:
             post.refused = "length"
             return post
         if self._form is not None:

@@ -60,6 +60,8 @@ class OverlapIndex:
         self._starts = np.array(starts, np.int64)
         self._words = np.concatenate(chunks) if chunks else np.zeros(0, np.int32)
         self._order = self._sort()
+        # Where the suffixes of each first word begin in that order.
+        self._bounds = np.searchsorted(self._words[self._order], np.arange(len(self._vocabulary) + 2))
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -133,25 +135,31 @@ class OverlapIndex:
         return found
 
     def _search_rows(self, rows: NDArray[np.int32]) -> tuple[Ints, Ints]:
-        low = np.zeros(len(rows), np.int64)
-        high = np.full(len(rows), len(self._order), np.int64)
-        while (low < high).any():
-            middle = np.minimum((low + high) // 2, len(self._order) - 1)
-            suffix = self._suffixes(middle)
-            differs = suffix != rows
-            first = differs.argmax(axis=1)
-            line = np.arange(len(rows))
-            smaller = differs.any(axis=1) & (suffix[line, first] < rows[line, first])
-            open_ = low < high
-            low = np.where(open_ & smaller, middle + 1, low)
-            high = np.where(open_ & ~smaller, middle, high)
+        # Suffixes with the same first word stand together: the search begins between the bounds of that word.
+        known = (rows[:, 0] > 0) & (rows[:, 0] < len(self._bounds) - 1)
+        first = np.where(known, rows[:, 0], 0)
+        low = np.where(known, self._bounds[first], 0)
+        high = np.where(known, self._bounds[first + 1], 0)
+        active = np.flatnonzero(low < high)
+        while len(active):
+            middle = (low[active] + high[active]) // 2
+            suffix, wanted = self._suffixes(middle), rows[active]
+            differs = suffix != wanted
+            place = differs.argmax(axis=1)
+            line = np.arange(len(active))
+            smaller = differs[line, place] & (suffix[line, place] < wanted[line, place])
+            low[active] = np.where(smaller, middle + 1, low[active])
+            high[active] = np.where(smaller, high[active], middle)
+            active = active[low[active] < high[active]]
         best, owner = np.zeros(len(rows), np.int64), np.full(len(rows), -1, np.int64)
-        for neighbour in (low - 1, low):
+        found = np.flatnonzero(known)
+        for neighbour in (low[found] - 1, low[found]):
             place = np.clip(neighbour, 0, len(self._order) - 1)
-            same = (self._suffixes(place) == rows).cumprod(axis=1).sum(axis=1)
-            better = same > best
-            best = np.where(better, same, best)
-            owner = np.where(better, self._order[place], owner)
+            differs = self._suffixes(place) != rows[found]
+            same = np.where(differs.any(axis=1), differs.argmax(axis=1), self.reach)
+            better = same > best[found]
+            best[found] = np.where(better, same, best[found])
+            owner[found] = np.where(better, self._order[place], owner[found])
         posts = np.where(owner >= 0, np.searchsorted(self._starts, owner, side="right") - 1, -1)
         return best, posts
 

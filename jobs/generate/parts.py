@@ -21,14 +21,15 @@ from typing import Any
 from jobs.generate.engines import Session
 from jobs.generate.gates import Gates, Judged
 from jobs.generate.prompts import Prompts
-from jobs.similarity import SimilarityIndex
+from jobs.similarity import Banding, Hashes, jaccard, normalise, shingle_many, shingles
 from jobs.specs import GenerateSpec
 
-_PARTS = 16  # a small batch is cut into about so many parts, so that shards have something to share
+_PARTS = 8  # a small batch is cut into at most so many parts, so that cores and shards have something to share
+_LEAST = 2  # micro-batches in a part where the batch has enough: the last draws of a part are in small batches
 _FULL = 8  # micro-batches in the parts of a large batch
-_SMALLEST = 32  # posts in a part, for batches of a few posts keep no core busy
+_SMALLEST = 32  # posts in a part
 _STUBBORN = 5  # times max_attempts that a single post may take out of its part's allowance
-_SURE = 0.1  # a missing post is drawn so often at once that it stays missing with at most this probability
+_LEFT = 0.5  # missing posts are drawn so often at once that about so many of them stay missing
 HOPELESS = 256  # draws without a single post that passes after which the batch is given up
 
 
@@ -55,7 +56,7 @@ class Plan(Sequence[Part]):
     """All parts of round 0, by the spec alone."""
 
     def __init__(self, count: int, micro_batch: int) -> None:
-        size = max(_SMALLEST, micro_batch, min(_FULL * micro_batch, math.ceil(count / _PARTS)))
+        size = max(_SMALLEST, min(_FULL * micro_batch, max(_LEAST * micro_batch, math.ceil(count / _PARTS))))
         self._count = count
         self._parts = max(math.ceil(count / size), 2 if count > _SMALLEST else 1)
 
@@ -142,7 +143,7 @@ class Drawing:
     ) -> None:
         self._part, self._session, self._gates, self._spec, self._check = part, session, gates, spec, check
         self._prompts = {slot: prompts[slot] for slot in part.slots}
-        self._others = SimilarityIndex(spec.near_duplicates)
+        self._others = Others(spec.near_duplicates)
         self._attempts = Counter[int]()
         self.tally = Tally()
         self.accepted: dict[int, Accepted] = {}
@@ -166,7 +167,7 @@ class Drawing:
         """How often each missing post is drawn in the next round."""
         spec = self._spec
         passing = (self.tally.drawn - sum(self.tally.refused.values()) + 1) / (self.tally.drawn + 2)
-        enough = math.ceil(math.log(_SURE) / math.log1p(-passing)) if self.tally.drawn else 1
+        enough = math.ceil(math.log(_LEFT / missing) / math.log1p(-passing)) if self.tally.drawn else 1
         return max(spec.rerank, min(spec.micro_batch // missing, enough))
 
     def _round(self, slots: list[int]) -> None:
@@ -180,6 +181,7 @@ class Drawing:
             for slot, post in zip(batch, self._gates.judge(prompts, draws), strict=True):
                 self.tally.add(post)
                 drawn.setdefault(slot, []).append(post)
+        self._others.prepare([p.text for posts in drawn.values() for p in posts if p.refused is None])
         for slot in sorted(drawn):
             self._accept(slot, drawn[slot])
 
@@ -191,16 +193,44 @@ class Drawing:
         if self._spec.rerank > 1:
             passing.sort(key=lambda item: (-item[1].score_per_character, item[0]))
         for tried, (number, post) in enumerate(passing, start=1):
-            if self._others.best(post.text) is not None:
+            if not self._others.add_if_new(post.text):
                 post.refused = "near_duplicate"
                 self.tally.refused["near_duplicate"] += 1
                 continue
             post.values["near_duplicate"] = False
-            self._others.add(post.text)
             self.tally.spare += len(passing) - tried
             attempts = before + (number if self._spec.rerank == 1 else len(posts))
             self.accepted[slot] = Accepted(slot, attempts, post)
             return
+
+
+class Others:
+    """The accepted posts of a part. Signatures are made for many texts at once (``prepare``), which costs a
+    twentieth of making them one by one."""
+
+    def __init__(self, threshold: float) -> None:
+        self._banding = Banding.for_threshold(threshold)
+        self._tables: list[dict[int, list[Hashes]]] = [{} for _ in range(self._banding.bands)]
+        self._keys: dict[str, list[int]] = {}
+
+    def prepare(self, texts: Sequence[str]) -> None:
+        """Make the signatures of the texts that ``add_if_new`` will be asked about next."""
+        keys = self._banding.keys(*shingle_many([normalise(t) for t in texts]))
+        self._keys = dict(zip(texts, keys.tolist(), strict=True))
+
+    def add_if_new(self, text: str) -> bool:
+        """Whether a prepared text is like none that was added before; it is added then."""
+        own, keys = shingles(text), self._keys[text]
+        seen: set[int] = set()
+        for table, key in zip(self._tables, keys, strict=True):
+            for other in table.get(key, ()):
+                if id(other) not in seen:
+                    seen.add(id(other))
+                    if jaccard(own, other) >= self._banding.threshold:
+                        return False
+        for table, key in zip(self._tables, keys, strict=True):
+            table.setdefault(key, []).append(own)
+        return True
 
 
 def _batches(slots: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -21,10 +21,12 @@ OPENING_WORDS = 4  # at most so many words of a training post
 
 @dataclass(frozen=True)
 class Prompt:
-    """A beginning: ``given`` as the user wrote it, ``ids``: the framed tokens that the model sees."""
+    """A beginning: ``given`` as the user wrote it, ``ids``: the framed tokens that the model sees, ``text``: these
+    as a post's text would show them."""
 
     given: str
     ids: tuple[int, ...]
+    text: str
 
 
 class Prompts:
@@ -77,7 +79,7 @@ def framed(text: str, language: Language, spec: GenerateSpec) -> Prompt:
             f"the prompt {shown!r} has {len(ids)} tokens, but the model's context holds {language.context};"
             " shorten it so that a post has room"
         )
-    return Prompt(text, tuple(ids))
+    return Prompt(text, tuple(ids), language.text(ids))
 
 
 def laid_out(text: str, separator: str | None) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.generate.overlap import OverlapIndex
-from jobs.similarity import SimilarityIndex, jaccard, shingles
+from jobs.similarity import SimilarityIndex, jaccard, normalise, shingles
 from jobs.specs import DataError, GenerateSpec
 
 log = logging.getLogger(__name__)
@@ -51,18 +51,21 @@ class Training:
                 found.append(" ".join(first.split()[:words]))
         return found
 
-    def similarity(self, text: str, nearest: int | None) -> float:
-        """True Jaccard similarity with the most alike training post that is found.
+    def similarities(self, texts: Sequence[str], nearest: Sequence[int | None]) -> list[float]:
+        """For each text its true Jaccard similarity with the most alike training post that is found.
 
-        MinHash finds posts from ``max_similarity`` on; below that, it is the similarity with post ``nearest``,
-        the one that shares the longest run of words.
+        MinHash finds posts from ``max_similarity`` on; ``nearest`` names for each text the post that shares the
+        longest run of words with it, which is looked at in any case.
         """
-        best = self.similar.best(text)
-        if best is not None:
-            return best.similarity
-        if nearest is None:
-            return 0.0
-        return jaccard(shingles(text), shingles(self.similar.text(nearest), normalised=True))
+        plain = [normalise(t) for t in texts]
+        found = []
+        for text, others, near in zip(plain, self.similar.candidates_many(plain), nearest, strict=True):
+            numbers = {*others, near} if near is not None else set(others)
+            own = shingles(text, normalised=True)
+            found.append(
+                max((jaccard(own, shingles(self.similar.text(n), normalised=True)) for n in numbers), default=0.0)
+            )
+        return found
 
 
 def open_training(store: ArtifactStore, model: Manifest, spec: GenerateSpec, folder: Path) -> Training | None:
