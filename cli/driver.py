@@ -162,7 +162,7 @@ class Driver:
 
 
 def drive(store: ArtifactStore, cluster: Cluster, run: str, *, owner: str | None = None) -> int:
-    """Drive a run to its end and return the exit code: 0, or that of the stage that failed."""
+    """Drive a run to its end and return the exit code: 0; 64, 65 or 78 of the stage that failed; else 70."""
     record = load_record(store, run)
     driver = Driver(store, cluster, record, owner=owner)
     driver.save()
@@ -172,7 +172,8 @@ def drive(store: ArtifactStore, cluster: Cluster, run: str, *, owner: str | None
         driver.status.state, driver.status.message, driver.status.exit_code = "failed", str(error), error.code
         driver.save()
         log.error("%s", error)
-        return error.code
+        # The stage has had its tries: a driver that were started again would only find the failed Job.
+        return error.code if error.code in FATAL_CODES else int(ExitCode.INTERNAL)
     except BugurtError as error:
         if error.exit_code in FATAL_CODES:  # a driver that is started again would meet the same
             driver.status.state, driver.status.message = "failed", str(error)
@@ -239,7 +240,7 @@ def main() -> NoReturn:
         sys.exit(int(error.exit_code))
     except Exception as error:  # what it was goes to the log, and the driver is started again
         log.error("internal error, please report it: %s: %s", type(error).__name__, " ".join(str(error).split()))
-        sys.exit(int(ExitCode.INTERNAL))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

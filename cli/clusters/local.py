@@ -23,7 +23,7 @@ from typing import Any
 
 from cli.clusters.base import JobRequest, JobState, JobStatus, LogLine
 from cli.settings import Settings
-from jobs.specs import FATAL_CODES, ConfigError
+from jobs.specs import FATAL_CODES, ConfigError, ExitCode
 
 #: Times that a process of a stage is started again, and seconds that it has after SIGTERM: as in the Job templates.
 RETRIES = {"scrape": 3, "preprocess": 2, "train": 4, "generate": 2, "driver": 3}
@@ -130,7 +130,7 @@ class LocalCluster:
             "parallelism": min(self._parallelism, request.shards),
             "retries": RETRIES[request.component],
             "grace": GRACE[request.component],
-            "fatal": [int(code) for code in FATAL_CODES],
+            "fatal": [int(c) for c in FATAL_CODES] + [int(ExitCode.INTERNAL)] * (request.component == "driver"),
             "created": datetime.now(UTC).isoformat(),
         }
 

@@ -375,9 +375,9 @@ def _print_dry_run(cluster: Cluster, record: Any, plans: list[Any], driver: Any)
         )
         documents += cluster.render(request)
     if cluster.kind == "kubernetes":
-        import yaml
+        from cli.manifests import to_yaml
 
-        typer.echo(yaml.safe_dump_all(documents, allow_unicode=True, sort_keys=False), nl=False)
+        typer.echo(to_yaml(documents), nl=False)
     else:
         print_json({"run": record.model_dump(mode="json"), "jobs": documents})
 
