@@ -16,6 +16,7 @@ from jobs.specs import ConfigError, DataError, Interrupted, TrainSpec
 from jobs.style import STYLE_FILE, Style
 from jobs.train import checkpoints, export
 from jobs.train.data import Blocks, fetch_blocks, steps_for
+from jobs.train.head import choose_head, use_fused_gelu
 from jobs.train.journal import Journal
 from jobs.train.launch import TooLarge
 from jobs.train.models import Base, is_scratch, load_base, load_tokenizer
@@ -241,6 +242,8 @@ class Session:
                 f"anew with preprocess's block_size at most {positions}"
             )
         self.layout, self.collate = choose_layout(base.model, self.style.pad_token_id, self.style.vocab_size)
+        use_fused_gelu(base.model)
+        self.head = choose_head(base.model, self.style.vocab_size)
         if work.spec.lora is not None:
             from jobs.train.lora import adapted
 
@@ -267,6 +270,7 @@ class Session:
             held_out=self.held_out,
             characters=self.characters,
             collate=self.collate,
+            head=self.head,
             total_steps=total,
             eval_every=eval_every,
             batch_size=batch,
@@ -296,6 +300,7 @@ def finish(
 ) -> Result:
     """Write the model with all that belongs to it, from the best weights."""
     journal, work = session.journal, session.work
+    session.head.release()
     keeper: Keeper = trainer.keeper
     best = journal.best_step
     assert best is not None  # each training ends with an evaluation
@@ -312,6 +317,7 @@ def finish(
         "settings": settings.to_dict(),
         "precision": session.precision,
         "layout": session.layout,
+        "head": session.head.name,
         "processes": work.world,
         "threads": torch.get_num_threads(),
         "parameters": session.parameters,

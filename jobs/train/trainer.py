@@ -22,7 +22,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from jobs.specs import SpecError, TemporaryError
 from jobs.train.checkpoints import Uploader
-from jobs.train.data import IGNORE, Blocks, GlobalBatches, count_targets
+from jobs.train.data import Blocks, GlobalBatches, count_targets
+from jobs.train.head import PlainHead
 from jobs.train.journal import Journal
 from jobs.train.packing import Collate
 from jobs.train.presets import Settings, warmup_of
@@ -46,6 +47,7 @@ class Plan:
     held_out: Blocks
     characters: int
     collate: Collate
+    head: PlainHead
     total_steps: int
     eval_every: int
     batch_size: int
@@ -152,7 +154,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         Gradients are averaged over processes, hence the factor.
         """
         outputs = self.forward(model, inputs)
-        loss = nats(outputs.logits, inputs["labels"]) / num_items_in_batch * self.plan.world
+        loss = self.plan.head.nats(outputs.logits, inputs["labels"]) / num_items_in_batch * self.plan.world
         return (loss, outputs) if return_outputs else loss
 
     @staticmethod
@@ -221,7 +223,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
                 if len(chosen) and not stopped:
                     batch = self._prepare_inputs(plan.collate([plan.held_out[i] for i in chosen]))
                     with self.accelerator.autocast():
-                        total += nats(self.forward(model, batch).logits, batch["labels"]).double().cpu()
+                        total += plan.head.nats(self.forward(model, batch).logits, batch["labels"]).double().cpu()
         model.train(was_training)
         both = self.summed(torch.stack([total, torch.tensor(float(stopped), dtype=torch.float64)]).to(self.args.device))
         return None if both[1].item() > 0 else float(both[0].item())
@@ -406,17 +408,12 @@ class full_disk_said:  # noqa: N801  # used as a word in a with statement
             return
         text = str(error)
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or "No space left" in text or "PytorchStreamWriter failed" in text or "file write failed" in text:
+        # torch's writer tells nothing of the disk, only that its file is not as long as it should be.
+        torn = any(words in text for words in ("No space left", "PytorchStreamWriter failed", "inline_container.cc"))
+        if full or torn:
             raise TemporaryError(
                 "the disk is full, a checkpoint found no room; free some space and try again"
             ) from error
-
-
-def nats(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy summed over all labels that count; logits (rows, tokens, vocabulary)."""
-    return torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), ignore_index=IGNORE, reduction="sum"
-    )
 
 
 def schedule(settings: Settings, step: int, done: float, total: int) -> float:

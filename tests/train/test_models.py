@@ -79,7 +79,8 @@ def test_a_pickled_hub_model_is_mirrored_as_safetensors_and_trained_offline(
     assert manifest.stage == "mirror"
     assert manifest.info["commit"] == COMMIT
 
-    spec = TrainSpec.model_validate({**TINY, "base_model": ref, "dataset": make_dataset(store)})
+    dataset = make_dataset(store, tokenizer=byte_bpe(invented_posts(120)))
+    spec = TrainSpec.model_validate({**TINY, "base_model": ref, "dataset": dataset})
     trained = Fork(spec, s3_env, tmp_path)
     assert trained.end() == 0, trained.text
     assert store.manifest(spec.ref()).inputs == {"base_model": ref, "dataset": spec.dataset}

@@ -11,8 +11,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from jobs.train.data import IGNORE, Block, Blocks, GlobalBatches, Rows, Separate, count_targets, steps_for
+from jobs.train.head import PlainHead
 from jobs.train.packing import choose_layout, logits_of, packs_rightly
-from jobs.train.trainer import nats
 
 VOCABULARY = 50
 
@@ -58,12 +58,14 @@ def test_both_layouts_have_one_loss_and_none_of_it_on_padding() -> None:
         batch = layout(chosen)
         assert count_targets(batch) == blocks.targets
         with torch.no_grad():
-            sums.append(float(nats(logits_of(model, batch), batch["labels"])))
+            sums.append(float(PlainHead().nats(logits_of(model, batch), batch["labels"])))
             spoilt = {**batch, "input_ids": batch["input_ids"].clone()}
             padding = (batch["labels"] == IGNORE) & (batch["input_ids"] == 2)
             assert padding.any()
             spoilt["input_ids"][padding] = 7
-            assert float(nats(logits_of(model, spoilt), batch["labels"])) == pytest.approx(sums[-1], rel=1e-6)
+            assert float(PlainHead().nats(logits_of(model, spoilt), batch["labels"])) == pytest.approx(
+                sums[-1], rel=1e-6
+            )
     assert sums[0] == pytest.approx(sums[1], rel=1e-5)
 
 
