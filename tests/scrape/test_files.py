@@ -20,6 +20,7 @@ from jobs.specs import DataError, ExitCode, ScrapeSpec
 from tests.conftest import RunStage
 
 from .helpers import account, context, encode, export, message, rows, upload
+from .stages import Stage
 
 
 def packed(*members: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -241,6 +242,18 @@ def test_a_newer_export_adds_to_the_old_one(store: ArtifactStore, run_stage: Run
     result = run_stage(other)
     assert result.code == ExitCode.BAD_DATA
     assert "holds the posts of 'Бугурты' and not of 'Другой'" in result.last
+
+
+def test_memory_does_not_grow_with_the_export(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
+    """An export of 45 MB is read in the memory that one of 15 MB takes; so is one of gigabytes."""
+    held = []
+    for count in (13_000, 39_000):
+        data = encode(export([message(n, f"{n} " + "БУГУРТ\n@\n" * 20) for n in range(1, count)]))
+        stage = Stage(ScrapeSpec(source=upload(store, "result.json", data), shard_posts=1000), s3_env, tmp_path)
+        code, log, most = stage.end()
+        assert code == 0, log
+        held.append(most)
+    assert held[1] < held[0] + 20
 
 
 def link(name: str) -> zipfile.ZipInfo:

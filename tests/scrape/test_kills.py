@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,61 +14,17 @@ import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import ExitCode, ScrapeSpec
-from tests.conftest import stage_env
 from tests.telegram.channel import make_channel
 from tests.telegram.faults import Faults, cut, delay, flood, hold
 from tests.telegram.server import ServerThread
 
 from .conftest import Serve, telegram_env
 from .helpers import rows
+from .stages import Stage
 from .test_telegram import check
 
 KILLS = int(os.environ.get("BUGURT_KILLS", "12"))
 HISTORY = "messages.GetHistory"
-
-
-class Stage:
-    """A scrape's process that a test can kill."""
-
-    def __init__(self, spec: ScrapeSpec, env: dict[str, str], folder: Path, run: str = "kills") -> None:
-        path = folder / "spec.json"
-        path.write_text(spec.model_dump_json())
-        self._log = (folder / "log.jsonl").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "jobs.scrape", "--spec", str(path)],
-            env=stage_env({}, run, env),
-            stderr=self._log,
-            cwd=folder,
-        )
-
-    def ends_within(self, seconds: float) -> bool:
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def end(self) -> tuple[int, str, float]:
-        """Exit code, log, and the most memory that it held (MiB), looked at every twentieth of a second.
-
-        Not from ``wait4``: what that gives contains the memory of the test's own process at the fork.
-        """
-        most = 0.0
-        while not self.ends_within(0.05):
-            most = max(most, self.memory())
-        return self.process.wait(), self.log(), most
-
-    def memory(self) -> float:
-        """The most memory so far (MiB); 0 when the process has just ended."""
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) / 1024
-        return 0.0
-
-    def log(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
 
 
 def start(spec: ScrapeSpec, running: ServerThread, s3_env: dict[str, str], folder: Path) -> Stage:
@@ -82,30 +35,40 @@ def start(spec: ScrapeSpec, running: ServerThread, s3_env: dict[str, str], folde
 def test_random_kills_lose_and_double_nothing(
     store: ArtifactStore, s3_env: dict[str, str], serve: Serve, tmp_path: Path
 ) -> None:
-    """``BUGURT_KILLS`` times: SIGKILL or SIGTERM at a moment drawn over the whole life of the process."""
+    """``BUGURT_KILLS`` times SIGKILL or SIGTERM: three of four at a moment between the first page and the end."""
     rng = random.Random(int(os.environ.get("BUGURT_KILLS_SEED", "1")))
-    number = kills = finished = 0
-    life = 3.0  # seconds of an undisturbed process; measured with every one that ends by itself
-    while kills < KILLS or finished == 0:
+    number = kills = walking = finished = 0
+    life = walk = 0.0  # seconds that a process takes, and from its first page on, when nobody disturbs it
+    while kills < KILLS or finished < 2:
         number += 1
         channel = make_channel(number, 1200)
-        running = serve(channel, faults=Faults(delay(0.02, HISTORY), cut(after_bytes=500, every=9, method=HISTORY)))
+        running = serve(channel, faults=Faults(delay(0.05, HISTORY), cut(after_bytes=500, every=9, method=HISTORY)))
         spec = ScrapeSpec(channel="@bugurt_test", shard_posts=150, limit=10**6 + number)  # an artefact of its own
         while True:
+            running.do(running.server.clear_log)
+            asked = running.do(lambda server=running.server: server.reached(HISTORY))
             began = time.monotonic()
             stage = start(spec, running, s3_env, tmp_path)
-            if kills >= KILLS or stage.ends_within(rng.uniform(0, life)):
+            late = rng.random() < 0.75
+            # killed after its commit, an earlier process has left nothing to ask for
+            while (late or not life) and not asked.done() and not stage.ends_within(0.01):
+                pass
+            first = time.monotonic()
+            if not life or kills >= KILLS or stage.ends_within(rng.uniform(0, walk if late else life)):
                 assert stage.process.wait(120) == 0, stage.log()
-                life = max(1.0, time.monotonic() - began)
+                if not life:
+                    life, walk = time.monotonic() - began, time.monotonic() - first
                 break
             kills += 1
+            walking += running.server.count(HISTORY) > 0
             sent = rng.choice((signal.SIGKILL, signal.SIGTERM))
             stage.process.send_signal(sent)
             # SIGTERM may come before the stage has its handler, or after its commit
             assert stage.process.wait(120) in ((-9,) if sent == signal.SIGKILL else (143, -15, 0)), stage.log()
         finished += 1
         check(rows(store, spec.ref()), channel)
-    print(f"{kills} kills, {finished} scrapes finished")
+    print(f"{kills} kills, {walking} of them during the walk, {finished} scrapes finished")
+    assert walking > KILLS // 3
 
 
 def test_sigterm_keeps_what_was_read(

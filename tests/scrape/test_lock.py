@@ -20,7 +20,7 @@ from tests.telegram.server import TelegramServer
 
 from .conftest import Serve, telegram_env
 from .helpers import rows
-from .test_kills import Stage
+from .stages import Stage
 from .test_telegram import check
 
 
