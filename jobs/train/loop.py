@@ -107,14 +107,15 @@ def train(work: Work) -> Result | None:
     session = Session(work, settings, style, tokenizer, blocks, held_out, characters, journal, uploader, precision)
     trainer, base = session.run(resumed)
     keeper = trainer.keeper
-    if uploader is not None:
-        work.report(message="waiting for the last checkpoint's upload")
-        if keeper.interrupted:
+    if keeper.interrupted:
+        if uploader is not None:
+            work.report(message="waiting for the last checkpoint's upload")
             uploader.finish()
-            raise Interrupted(f"interrupted at step {trainer.state.global_step}; its checkpoint is in the bucket")
+        if work.world > 1:
+            torch.distributed.barrier()  # torchrun ends all processes when the first one is gone
+        raise Interrupted(f"interrupted at step {trainer.state.global_step}; its checkpoint is in the bucket")
+    if uploader is not None:
         uploader.wait()
-    elif keeper.interrupted:
-        raise Interrupted("interrupted")
     if work.rank:
         return None
     work.report(message="writing the model")
