@@ -22,13 +22,14 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
 from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
-from jobs.streams import MIB, UploadStream, open_ranged
+from jobs.streams import MIB, Ranges, UploadStream, open_ranged
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 PART_SIZE = 16 * MIB  # of a multipart transfer; 10,000 parts, S3's limit, then hold 156 GiB
 STREAM_PARTS = 3  # parts of a stream on their way at a time: with one being filled, 64 MiB of memory
+RANGES_AHEAD = 3  # ranges of a download on their way besides the one that is wanted: 32 MiB of memory a file
 SMALL_OBJECT = 64 * MIB  # bound on what is read into memory whole: manifests, progress, logs
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
@@ -370,21 +371,28 @@ class Bucket:
                 Config=self._transfer,
             )
 
-    def download_file(self, path: str, local: Path, progress: Callable[[int], None] | None = None) -> None:
-        """Download to a file, in parallel parts when it is large."""
-        with self._errors(f"downloading {path}"):
-            self.client.download_file(
-                self.settings.bucket, self.key(path), str(local), Callback=progress, Config=self._transfer
-            )
+    def ranges(self, path: str, size: int) -> Ranges:
+        """An object of ``size`` bytes from its beginning to its end, some ranges of it at a time.
 
-    def get_range(self, path: str, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start`` on. Raises DataError when the object ends before them."""
+        boto3's ``download_fileobj`` into what cannot seek would be that, but it waits for ever on large objects
+        (s3transfer 0.19 schedules the parts from within one of the tasks that must end before they may begin).
+        """
+        return Ranges(
+            lambda start, length: self.get_range(path, start, length, size), size, ahead=RANGES_AHEAD, at_once=True
+        )
+
+    def get_range(self, path: str, start: int, length: int, size: int | None = None) -> bytes:
+        """``length`` bytes from ``start`` on. Raises DataError when the object is not of ``size`` bytes."""
         with self._errors(f"reading {path}"):
             for attempt in range(5):
                 try:
                     answer = self.client.get_object(
                         Bucket=self.settings.bucket, Key=self.key(path), Range=f"bytes={start}-{start + length - 1}"
                     )
+                    whole = answer.get("ContentRange", "").rpartition("/")[2]
+                    if size is not None and whole.isdigit() and int(whole) != size:
+                        answer["Body"].close()
+                        raise DataError(f"{self.url(path)} has {whole} bytes and not {size}")
                     data = answer["Body"].read()
                     if len(data) == length:
                         return data
@@ -410,7 +418,7 @@ class Bucket:
 
     def open(self, path: str, size: int) -> BinaryIO:
         """Read an object of ``size`` bytes as a stream; broken connections are mended on the way."""
-        return open_ranged(lambda start, length: self.get_range(path, start, length), size)
+        return open_ranged(lambda start, length: self.get_range(path, start, length, size), size)
 
     def create(self, path: str) -> UploadStream:
         """Write an object of any size as a stream; it exists once ``close`` has returned."""

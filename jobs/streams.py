@@ -9,21 +9,75 @@ import contextlib
 import io
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, cast
 
 MIB = 1024 * 1024
 READ_SIZE = 8 * MIB  # of one ranged request
 
 
-def open_ranged(get_range: Callable[[int, int], bytes], size: int) -> BinaryIO:
-    """A reader of ``size`` bytes; ``get_range(start, length)`` returns exactly so many bytes or raises."""
-    return cast(BinaryIO, io.BufferedReader(_RangedReader(get_range, size), READ_SIZE))
+GetRange = Callable[[int, int], bytes]  # (start, length): exactly so many bytes, or it raises
+
+
+def open_ranged(get_range: GetRange, size: int) -> BinaryIO:
+    """A reader of ``size`` bytes."""
+    return cast(BinaryIO, io.BufferedReader(_RangedReader(Ranges(get_range, size, ahead=1, at_once=False)), MIB))
+
+
+class Ranges:
+    """The ranges of ``size`` bytes in their order, while up to ``ahead`` more are on their way.
+
+    ``at_once``: ask for them with the first one; otherwise with the second, for many look at a beginning only.
+    After an error the same range can be asked for again.
+    """
+
+    def __init__(self, get_range: GetRange, size: int, *, ahead: int, at_once: bool) -> None:
+        self._get_range, self._size, self._ahead = get_range, size, ahead
+        self._begun = at_once
+        self._end = 0  # of what was given out
+        self._coming: deque[Future[bytes]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def next(self) -> bytes:
+        """The next range, or nothing at the end."""
+        if self._end >= self._size:
+            return b""
+        coming, begun, self._begun = self._coming, self._begun, True
+        start = self._end + READ_SIZE * len(coming)
+        if not begun or (not coming and start + READ_SIZE >= self._size):
+            data = self._get_range(self._end, min(READ_SIZE, self._size - self._end))
+        else:
+            self._pool = self._pool or ThreadPoolExecutor(self._ahead + 1, thread_name_prefix="range")
+            while len(coming) <= self._ahead and start < self._size:
+                coming.append(self._pool.submit(self._get_range, start, min(READ_SIZE, self._size - start)))
+                start += READ_SIZE
+            try:
+                data = coming.popleft().result()
+            except BaseException:
+                coming.clear()
+                raise
+        self._end += len(data)
+        return data
+
+    def close(self) -> None:
+        """Ask for no more."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> Ranges:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 class _RangedReader(io.RawIOBase):
-    def __init__(self, get_range: Callable[[int, int], bytes], size: int) -> None:
-        self._get_range, self._size, self._at = get_range, size, 0
+    def __init__(self, ranges: Ranges) -> None:
+        self._ranges = ranges
+        self._range = b""
+        self._used = 0  # bytes of it
 
     def readable(self) -> bool:
         return True
@@ -37,12 +91,15 @@ class _RangedReader(io.RawIOBase):
         return b"".join(iter(lambda: self._next(READ_SIZE), b""))
 
     def _next(self, most: int) -> bytes:
-        wanted = min(most, READ_SIZE, self._size - self._at)
-        if wanted <= 0:
-            return b""
-        data = self._get_range(self._at, wanted)
-        self._at += len(data)
+        if self._used == len(self._range):
+            self._range, self._used = self._ranges.next(), 0
+        data = self._range[self._used : self._used + most]
+        self._used += len(data)
         return data
+
+    def close(self) -> None:
+        self._ranges.close()
+        super().close()
 
 
 class UploadStream(io.RawIOBase):
@@ -65,7 +122,11 @@ class UploadStream(io.RawIOBase):
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         for start in range(0, len(view), MIB):
-            self._pending += view[start : start + MIB]
+            piece = view[start : start + MIB]
+            if len(piece) == MIB and not self._pending:
+                self._send(bytes(piece))
+                continue
+            self._pending += piece
             if len(self._pending) >= MIB:
                 self._send(bytes(self._pending))
                 self._pending.clear()

@@ -217,9 +217,6 @@ def test_bytes_that_are_not_the_manifests_are_refused(store: ArtifactStore, tmp_
     with pytest.raises(DataError, match=r"b/c\.bin"):
         store.download(REF, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] in (["a.txt"], [])
-    if damage == b"C" * 1001:  # a stream gives what the manifest lists, and that is there
-        assert store.open(REF, entry).read() == b"C" * 1000
-        return
     for size in (-1, 100, 5000):
         with pytest.raises(DataError, match=r"b/c\.bin"), store.open(REF, entry) as stream:
             while stream.read(size):
@@ -442,7 +439,7 @@ def test_a_server_that_stays_broken_leaves_no_commit_and_no_parts(
 ) -> None:
     made = make(shaky)
     faults.break_next("truncate", method="GET", contains="c.bin", times=999)
-    with pytest.raises(TemporaryError, match=r"downloading posts/.*c\.bin: the transfer to http"):
+    with pytest.raises(TemporaryError, match=r"reading posts/.*c\.bin: the transfer to http"):
         shaky.download(REF, tmp_path / "out")
     assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["a.txt"]
     with pytest.raises(TemporaryError, match=r"reading posts/.*c\.bin"):
