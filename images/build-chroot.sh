@@ -2,10 +2,12 @@
 # Build the images without an engine and without a registry: a base made by debootstrap, buildah with chroot isolation.
 # Needs root on Debian or Ubuntu, and: apt-get install buildah debootstrap
 #
-#   images/build-chroot.sh [IMAGE ...]       all of them when none is named; tagged localhost/bugurt/IMAGE:VERSION
+#   images/build-chroot.sh [IMAGE ...]       all of them when none is named; tagged REGISTRY/IMAGE:VERSION
 #
 # The base takes the place of python:3.12-slim: Debian's smallest system with the libraries that CPython is linked to.
 # It is made once; `buildah rmi localhost/bugurt-base` has it made anew. By the environment:
+#   BASE             name of that base (localhost/bugurt-base); another name, another base
+#   REGISTRY         first part of the images' names (localhost/bugurt)
 #   SUITE, MIRROR    of Debian (bookworm, debootstrap's own)
 #   PYTHON_HOME      a built CPython (as of pyenv) to be copied to /usr/local; unset: Debian's own python3
 #   PIP_CONF         a pip.conf for the base, where packages come from a mirror
@@ -16,7 +18,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-BASE=localhost/bugurt-base
+BASE=${BASE:-localhost/bugurt-base}
 SUITE=${SUITE:-bookworm}
 ALL=(scrape preprocess train generate driver s3)
 
@@ -77,5 +79,5 @@ for image in "${@:-${ALL[@]}}"; do
     buildah bud --isolation=chroot --layers --format=docker --pull-never \
         --build-arg "BASE=$BASE" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
         --build-arg "TORCH_INDEX=${TORCH_INDEX:-}" --build-arg "CUDA=${CUDA:-}" \
-        "${volumes[@]}" --file "images/$image/Dockerfile" --tag "localhost/bugurt/$image:${version//+/-}" .
+        "${volumes[@]}" --file "images/$image/Dockerfile" --tag "${REGISTRY:-localhost/bugurt}/$image:${version//+/-}" .
 done
