@@ -15,7 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 42
 COLOURS = 6  # of the style sheet; further series use them again
 MAX_POINTS = 400  # a line; more cannot be seen and make a page heavy
 LARGEST, TINY = 1e100, 1e-100  # beyond these numbers arithmetic on floats overflows or vanishes
-CHARACTER = 6.6  # mean width of a character of the axis font, in units
+CHARACTER = 7.2  # mean width of a character of the axis font, in units
 
 
 def _figure(title: str, drawing: str, height: float) -> Markup:
@@ -159,8 +159,8 @@ def draw_bars(values: Sequence[tuple[str, float]], *, title: str, unit: str) -> 
         return _empty(title)
     largest = max((v for _, v in values if TINY < v < LARGEST), default=1.0)
     longest = max(len(label) for label, _ in values)
-    label_width = min(180.0, longest * CHARACTER + 8)
-    room = int((label_width - 8) / CHARACTER)
+    label_width = min(180.0, longest * CHARACTER + 16)
+    room = int((label_width - 10) / CHARACTER)
     texts = [show(value) + (f" {unit}" if unit else "") for _, value in values]
     width = WIDTH - label_width - max(len(t) for t in texts) * CHARACTER - 12
     parts = []

@@ -40,15 +40,15 @@ a{color:var(--accent)}
 .facts dd{margin:.1rem 0 0;font-size:1.1rem;font-weight:600;line-height:1.3}
 .facts .long dd{font-size:.9rem;font-weight:400}
 .scroll{overflow-x:auto;margin:.6rem 0}
-table{border-collapse:collapse;min-width:min(100%,24rem);font-size:.92rem}
-th,td{padding:.3rem .7rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
+table{border-collapse:collapse;font-size:.92rem}
+th,td{padding:.3rem .55rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
 th{color:var(--dim);font-weight:600;white-space:nowrap}
 td{overflow-wrap:break-word}
 .n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 pre{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.6rem .8rem;margin:.5rem 0;
 white-space:pre-wrap;overflow-wrap:anywhere;font:.88rem/1.45 ui-monospace,"DejaVu Sans Mono",Menlo,monospace;
 max-height:24rem;overflow-y:auto}
-td pre{margin:0;min-width:12rem}
+td pre{margin:0;min-width:10rem}
 ins{background:var(--ins);text-decoration:none}del{background:var(--del)}
 .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,25rem),1fr));gap:1rem;align-items:start}
 figure{margin:.6rem 0;min-width:0}

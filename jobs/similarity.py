@@ -73,7 +73,18 @@ def shingle_many(normalised: Sequence[str]) -> tuple[Hashes, NDArray[np.uint64]]
 def shingles(text: str, *, normalised: bool = False) -> Hashes:
     """The set of a text's 5-grams: sorted, distinct 64-bit hashes. ``normalised``: it went through ``normalise``."""
     flat, _ = shingle_many([text if normalised else normalise(text)])
-    return np.unique(flat)
+    return distinct(flat)
+
+
+def distinct(hashes: Hashes) -> Hashes:
+    """Sorted and without repeats; faster than numpy.unique on the few hundred hashes of a post."""
+    if len(hashes) < 2:
+        return hashes
+    ordered = np.sort(hashes)
+    first = np.empty(len(ordered), bool)
+    first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
 
 
 def overlap(a: Hashes, b: Hashes) -> int:

@@ -1,9 +1,11 @@
 """Whether a held-out post has a near-duplicate in train, exactly.
 
 MinHash may miss a pair at the very threshold; a held-out loss must not be flattered by it. So every held-out post
-is looked up in train by prefix filtering (Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma, Srikant 2007): order each
-set of n 5-grams by how rare they are; two sets of Jaccard similarity t or more share one of the first
-n - ceil(t n) + 1 of the first set. Few posts contain those rare 5-grams, and their similarity is computed.
+is looked up in train by filtering on rare 5-grams (prefix filtering: Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma,
+Srikant 2007). A set of Jaccard similarity t or more to a set of n elements lacks at most n - ceil(t n) of them. So
+of any m elements it has at least m - (n - ceil(t n)): the rarest ones are looked up, twice as many as may be
+lacking, and a post that has fewer than half of them cannot be similar. For the few that have, the similarity is
+computed.
 """
 
 from __future__ import annotations
@@ -23,46 +25,45 @@ from jobs.preprocess.pool import Workers
 from jobs.similarity import Hashes, normalise, shingle_many, shingles
 
 POSTS_A_TASK = 4096
-_FILTER_BITS = 22
 
 
-def prefix_length(size: int, threshold: float) -> int:
-    """How many of a set's ``size`` elements are enough to find every set that is similar to it."""
-    return size - math.ceil(threshold * size - 1e-9) + 1
+def lacking(size: int, threshold: float) -> int:
+    """How many of a set's ``size`` elements a set can lack and still be similar to it."""
+    return size - math.ceil(threshold * size - 1e-9)
 
 
-def write_prefixes(held_out: Rows, buckets: Ints, threshold: float, folder: Path) -> None:
-    """Write the rare 5-grams of the held-out posts, sorted, and whose they are."""
+def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) -> None:
+    """Write the rare 5-grams of the held-out posts, sorted, whose they are, and how many must be found again."""
     hashes: list[Hashes] = []
-    owners: list[Ints] = []
+    needed = np.zeros(len(held_out), np.int64)
     for start in range(0, len(held_out), POSTS_A_TASK):
         for number, text in enumerate(held_out.part(slice(start, start + POSTS_A_TASK)).texts(), start):
             own = shingles(normalise(text), normalised=True)
-            if len(own):
-                rare = own[np.lexsort((own, buckets[bucket_of(own)]))][: prefix_length(len(own), threshold)]
-                hashes.append(rare)
-                owners.append(np.full(len(rare), number, np.int64))
+            may_lack = lacking(len(own), threshold)
+            rare = own[np.lexsort((own, buckets[bucket_of(own)]))][: 2 * may_lack + 1]
+            hashes.append(rare)
+            needed[number] = len(rare) - may_lack
     flat = np.concatenate(hashes or [np.zeros(0, np.uint64)])
     order = np.argsort(flat, kind="stable")
-    np.save(folder / "prefix-hashes.npy", flat[order])
-    np.save(folder / "prefix-owners.npy", np.concatenate(owners or [np.zeros(0, np.int64)])[order])
-    present = np.zeros(1 << _FILTER_BITS, bool)
-    present[_place(flat)] = True
-    np.save(folder / "prefix-filter.npy", present)
-    _load.cache_clear()
+    np.save(folder / "rare-hashes.npy", flat[order])
+    np.save(folder / "rare-owners.npy", np.repeat(np.arange(len(hashes)), [len(h) for h in hashes])[order])
+    np.save(folder / "rare-needed.npy", needed)
+    # A table of one byte for each hash's first bits, some 16 times as long as there are hashes, for a quick no.
+    bits = max(16, (16 * len(flat)).bit_length())
+    present = np.zeros(1 << bits, bool)
+    present[_place(flat, present)] = True
+    np.save(folder / "rare-filter.npy", present)
 
 
-def _place(hashes: Hashes) -> Ints:
-    return (hashes >> np.uint64(64 - _FILTER_BITS)).astype(np.int64)
+def _place(hashes: Hashes, table: NDArray[np.bool_]) -> Ints:
+    return (hashes >> np.uint64(65 - len(table).bit_length())).astype(np.int64)
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path, version: int) -> tuple[Hashes, Ints, NDArray[np.bool_]]:
-    return (
-        np.load(folder / "prefix-hashes.npy", mmap_mode="r"),
-        np.load(folder / "prefix-owners.npy", mmap_mode="r"),
-        np.load(folder / "prefix-filter.npy"),
-    )
+def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, NDArray[np.bool_]]:
+    names = ("rare-hashes", "rare-owners", "rare-needed", "rare-filter")
+    hashes, owners, needed, present = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in names)
+    return hashes, owners, needed, present
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +80,33 @@ class LeakTask:
 
 def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     """Pairs (number in train, number among the held-out) that are near-duplicates; shape (pairs, 2)."""
-    prefixes, owners, present = _load(task.folder, task.version)
+    rare, owners, needed, present = _load(task.folder, task.version)
     flat, offsets = shingle_many([normalise(t) for t in task.train.texts()])
-    suspects = np.flatnonzero(present[_place(flat)])
-    found = flat[suspects]
-    low = np.searchsorted(prefixes, found, "left")
-    counts = np.searchsorted(prefixes, found, "right") - low
+    suspects = np.flatnonzero(present[_place(flat, present)])
+    posts = np.searchsorted(offsets.astype(np.int64), suspects, "right") - 1
+    # a 5-gram counts once a post, however often it is there
+    order = np.lexsort((flat[suspects], posts))
+    posts, found = posts[order], flat[suspects][order]
+    once = np.ones(len(found), bool)
+    once[1:] = (found[1:] != found[:-1]) | (posts[1:] != posts[:-1])
+    posts, found = posts[once], found[once]
+    low = np.searchsorted(rare, found, "left")
+    counts = np.searchsorted(rare, found, "right") - low
     hit = counts > 0
     if not hit.any():
         return np.zeros((0, 2), np.int64)
     low, counts = low[hit], counts[hit]
-    posts = np.searchsorted(offsets.astype(np.int64), suspects[hit], "right") - 1
-    # every occurrence of each hash among the prefixes
+    # every occurrence of each hash among the rare ones
     inner = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    pairs = np.unique(np.stack([np.repeat(posts, counts), owners[np.repeat(low, counts) + inner]], axis=1), axis=0)
+    held = owners[np.repeat(low, counts) + inner]
+    encoded, shared = np.unique(np.repeat(posts[hit], counts) * len(needed) + held, return_counts=True)
+    encoded = encoded[shared >= needed[encoded % len(needed)]]
+    if not len(encoded):
+        return np.zeros((0, 2), np.int64)
+    pairs = np.stack([encoded // len(needed), encoded % len(needed)], axis=1)
     trained, train_places = np.unique(pairs[:, 0], return_inverse=True)
-    held, held_places = np.unique(pairs[:, 1], return_inverse=True)
-    one, other = task.train.part(trained), task.held_out.part(held)
+    tested, held_places = np.unique(pairs[:, 1], return_inverse=True)
+    one, other = task.train.part(trained), task.held_out.part(tested)
     both = Rows(one.folder, one.stem, np.concatenate([one.files, other.files]), np.concatenate([one.rows, other.rows]))
     places = np.stack([train_places.reshape(-1), held_places.reshape(-1) + len(trained)], axis=1)
     alike = verify_pairs(VerifyTask(both, places, task.threshold))
@@ -110,7 +121,7 @@ def leaks(
 
     ``buckets``: how often the 5-grams of each bucket occur in the corpus; ``version``: differs from call to call.
     """
-    write_prefixes(held_out, buckets, threshold, folder)
+    write_rare(held_out, buckets, threshold, folder)
     tasks = (
         LeakTask(train.part(slice(s, s + POSTS_A_TASK)), held_out, s, folder, version, threshold)
         for s in range(0, len(train), POSTS_A_TASK)

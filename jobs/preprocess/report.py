@@ -195,7 +195,7 @@ def _histogram(values: Ints, bins: int = 24) -> list[tuple[str, float]]:
     width = max(1, -(-top // bins))
     places = np.minimum(values // width, bins - 1 if top > bins else top - 1)
     counts = np.bincount(places)
-    labels = [f"{n * width}" for n in range(len(counts))]
+    labels = [html.show(n * width) for n in range(len(counts))]
     labels[-1] += "+"
     return list(zip(labels, counts.astype(float).tolist(), strict=True))
 

@@ -15,8 +15,8 @@ from jobs.preprocess.tokenizer import TokenizerInfo, encoder
 if TYPE_CHECKING:
     from jobs.preprocess.gather import Corpus
 
-SAMPLE = 1000  # posts
-MOST_CHARACTERS = 2000  # of a post
+SAMPLE = 500  # posts
+MOST_CHARACTERS = 1000  # of a post
 MIN_SCORE = 0.3
 
 

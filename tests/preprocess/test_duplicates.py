@@ -13,7 +13,7 @@ import pytest
 from jobs.preprocess.clean import BUCKETS, bucket_of
 from jobs.preprocess.corpus import KEPT, Rows, write_arrow
 from jobs.preprocess.duplicates import GROUP, UnionFind, candidate_pairs, capped, clusters, first_of_equals
-from jobs.preprocess.leaks import leaks, prefix_length
+from jobs.preprocess.leaks import lacking, leaks
 from jobs.preprocess.pool import Workers
 from jobs.preprocess.split import held_out
 from jobs.similarity import Banding, jaccard, normalise, shingle_many, shingles
@@ -166,12 +166,10 @@ def test_union_find_roots_are_the_smallest_members() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 33, 100])
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.95, 1.0])
-def test_prefixes_are_long_enough(size: int, threshold: float) -> None:
-    """A set that shares none of the prefix shares at most size - prefix elements: too few for the threshold."""
-    length = prefix_length(size, threshold)
-    assert 1 <= length <= size
-    assert (size - length) / size < threshold
-    assert length == 1 or (size - length + 1) / size >= threshold - 1e-9
+def test_how_many_elements_a_similar_set_may_lack(size: int, threshold: float) -> None:
+    may_lack = lacking(size, threshold)
+    assert (size - may_lack) / size >= threshold - 1e-9  # a subset that lacks so many is similar
+    assert (size - may_lack - 1) / size < threshold  # with one more it is not
 
 
 def test_the_check_finds_all_pairs_across_and_no_other(tmp_path: Path) -> None:
