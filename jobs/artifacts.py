@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import logging
 import os
 import threading
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from jobs.leases import Lease, lease_name
 from jobs.manifest import MANIFEST, FileEntry, Manifest, safe_path
 from jobs.specs import ID_LENGTH, KINDS, DataError, Interrupted, NotFoundError, describe
 from jobs.storage import Bucket, ObjectInfo, S3Settings
-from jobs.streams import MIB, UploadStream
+from jobs.streams import MIB, Ranges, UploadStream, open_source
 
 __all__ = [
     "LEASE_TTL",
@@ -144,10 +143,9 @@ class ArtifactStore:
 
     def open(self, ref: str, entry: FileEntry) -> BinaryIO:
         """A file as a stream in bounded memory; raises DataError at its end if the bytes are not the manifest's."""
-        raw = self.bucket.open(self.key_of(ref, entry), entry.size)
-        return cast(
-            BinaryIO, io.BufferedReader(_VerifyingReader(raw, entry, self.bucket.url(self.key_of(ref, entry))), MIB)
-        )
+        key = self.key_of(ref, entry)
+        ranges = self.bucket.ranges(key, entry.size, ahead=1, at_once=False)
+        return open_source(_Verified(ranges, entry, self.bucket.url(key)))
 
     def read(self, ref: str, entry: FileEntry, *, max_size: int = 256 * MIB) -> bytes:
         """A file's bytes, verified. Raises DataError when it is larger than ``max_size`` bytes."""
@@ -180,13 +178,12 @@ class ArtifactStore:
                 part = target.with_name(f".{target.name}.{os.getpid()}.part")
 
                 def attempt() -> None:
-                    digest = hashlib.sha256()  # while the next ranges come in
-                    with part.open("wb") as file, self.bucket.ranges(self.key_of(ref, entry), entry.size) as ranges:
-                        while data := ranges.next():
+                    key = self.key_of(ref, entry)
+                    with part.open("wb") as file, self.bucket.ranges(key, entry.size) as ranges:
+                        verified = _Verified(ranges, entry, self.bucket.url(key))
+                        while data := verified.next():
                             file.write(data)
-                            digest.update(data)
                             advance(len(data))
-                    _verify(digest.hexdigest(), entry.size, entry, self.bucket.url(self.key_of(ref, entry)))
 
                 try:
                     _twice(attempt)
@@ -265,32 +262,24 @@ def _order(entry: FileEntry) -> tuple[bool, str]:
     return (entry.artifact is None, "" if entry.artifact else entry.path)
 
 
-class _VerifyingReader(io.RawIOBase):
-    def __init__(self, raw: BinaryIO, entry: FileEntry, where: str) -> None:
-        self._raw, self._entry, self._where = raw, entry, where
+class _Verified:
+    """Ranges that are hashed as they come; the last one is given out only if all of them are the manifest's bytes."""
+
+    def __init__(self, ranges: Ranges, entry: FileEntry, where: str) -> None:
+        self._ranges, self._entry, self._where = ranges, entry, where
         self._digest = hashlib.sha256()
         self._size = 0
-        self._done = False
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._raw.read(len(buffer))
-        buffer[: len(data)] = data
+    def next(self) -> bytes:
+        data = self._ranges.next()
         self._digest.update(data)
         self._size += len(data)
-        if not self._done and (not data or self._size >= self._entry.size):
-            self._done = True
+        if self._size >= self._entry.size:
             _verify(self._digest.hexdigest(), self._size, self._entry, self._where)
-        return len(data)
-
-    def readall(self) -> bytes:  # that of RawIOBase asks for 8 KiB at a time
-        return b"".join(iter(lambda: self.read(MIB) or b"", b""))
+        return data
 
     def close(self) -> None:
-        self._raw.close()
-        super().close()
+        self._ranges.close()
 
 
 class ArtifactWriter:

@@ -22,7 +22,7 @@ from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 
 from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
-from jobs.streams import MIB, Ranges, UploadStream, open_ranged
+from jobs.streams import MIB, Ranges, UploadStream, open_source
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -371,14 +371,14 @@ class Bucket:
                 Config=self._transfer,
             )
 
-    def ranges(self, path: str, size: int) -> Ranges:
+    def ranges(self, path: str, size: int, *, ahead: int = RANGES_AHEAD, at_once: bool = True) -> Ranges:
         """An object of ``size`` bytes from its beginning to its end, some ranges of it at a time.
 
         boto3's ``download_fileobj`` into what cannot seek would be that, but it waits for ever on large objects
         (s3transfer 0.19 schedules the parts from within one of the tasks that must end before they may begin).
         """
         return Ranges(
-            lambda start, length: self.get_range(path, start, length, size), size, ahead=RANGES_AHEAD, at_once=True
+            lambda start, length: self.get_range(path, start, length, size), size, ahead=ahead, at_once=at_once
         )
 
     def get_range(self, path: str, start: int, length: int, size: int | None = None) -> bytes:
@@ -418,7 +418,7 @@ class Bucket:
 
     def open(self, path: str, size: int) -> BinaryIO:
         """Read an object of ``size`` bytes as a stream; broken connections are mended on the way."""
-        return open_ranged(lambda start, length: self.get_range(path, start, length, size), size)
+        return open_source(self.ranges(path, size, ahead=1, at_once=False))
 
     def create(self, path: str) -> UploadStream:
         """Write an object of any size as a stream; it exists once ``close`` has returned."""

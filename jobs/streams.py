@@ -12,7 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 MIB = 1024 * 1024
 READ_SIZE = 8 * MIB  # of one ranged request
@@ -21,9 +21,19 @@ READ_SIZE = 8 * MIB  # of one ranged request
 GetRange = Callable[[int, int], bytes]  # (start, length): exactly so many bytes, or it raises
 
 
-def open_ranged(get_range: GetRange, size: int) -> BinaryIO:
-    """A reader of ``size`` bytes."""
-    return cast(BinaryIO, io.BufferedReader(_RangedReader(Ranges(get_range, size, ahead=1, at_once=False)), MIB))
+class Source(Protocol):
+    """What a reader is made of."""
+
+    def next(self) -> bytes:
+        """The next bytes, or none at the end."""
+
+    def close(self) -> None:
+        """No more are wanted."""
+
+
+def open_source(source: Source) -> BinaryIO:
+    """A file object to read from."""
+    return cast(BinaryIO, io.BufferedReader(_Reader(source), MIB))
 
 
 class Ranges:
@@ -73,10 +83,10 @@ class Ranges:
         self.close()
 
 
-class _RangedReader(io.RawIOBase):
-    def __init__(self, ranges: Ranges) -> None:
-        self._ranges = ranges
-        self._range = b""
+class _Reader(io.RawIOBase):
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._piece = b""
         self._used = 0  # bytes of it
 
     def readable(self) -> bool:
@@ -91,14 +101,14 @@ class _RangedReader(io.RawIOBase):
         return b"".join(iter(lambda: self._next(READ_SIZE), b""))
 
     def _next(self, most: int) -> bytes:
-        if self._used == len(self._range):
-            self._range, self._used = self._ranges.next(), 0
-        data = self._range[self._used : self._used + most]
+        if self._used == len(self._piece):
+            self._piece, self._used = self._source.next(), 0
+        data = self._piece[self._used : self._used + most]
         self._used += len(data)
         return data
 
     def close(self) -> None:
-        self._ranges.close()
+        self._source.close()
         super().close()
 
 
