@@ -123,8 +123,7 @@ class Uploader:
         self._thread: threading.Thread | None = None
         self._error: BugurtError | None = None
         self._failed = 0
-        self.seconds_waited = 0.0
-        self.uploaded = 0
+        self.seconds_uploading = 0.0
 
     def submit(self, folder: Path, step: int, best: Path | None) -> None:
         """Begin to upload a checkpoint's folder, which is deleted afterwards; waits for the upload before it.
@@ -139,9 +138,7 @@ class Uploader:
     def wait(self) -> None:
         """Wait for the upload that is under way, if any; raises as ``submit``."""
         if self._thread is not None:
-            started = time.monotonic()
             self._thread.join()
-            self.seconds_waited += time.monotonic() - started
             self._thread = None
         if self._error is not None and (self._failed >= FAILURES or isinstance(self._error, ConfigError)):
             raise self._error
@@ -153,6 +150,7 @@ class Uploader:
             raise self._error
 
     def _work(self, folder: Path, step: int, best: Path | None) -> None:
+        started = time.monotonic()
         try:
             self._upload(folder, step, best)
         except BugurtError as error:
@@ -161,8 +159,8 @@ class Uploader:
             self._fail(step, TemporaryError(f"checkpoint {step} cannot be read back: {error}"))
         else:
             self._error, self._failed = None, 0
-            self.uploaded += 1
         finally:
+            self.seconds_uploading += time.monotonic() - started
             shutil.rmtree(folder, ignore_errors=True)
 
     def _fail(self, step: int, error: BugurtError) -> None:

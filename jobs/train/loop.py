@@ -18,11 +18,13 @@ from jobs.train import checkpoints, export
 from jobs.train.data import Blocks, fetch_blocks, steps_for
 from jobs.train.head import choose_head, use_fused_gelu
 from jobs.train.journal import Journal
+from jobs.train.keeper import Ended, Keeper, full_disk_said
 from jobs.train.launch import TooLarge
 from jobs.train.models import Base, is_scratch, load_base, load_tokenizer
 from jobs.train.packing import choose_layout
+from jobs.train.plan import Plan
 from jobs.train.presets import Settings, resolve
-from jobs.train.trainer import Ended, Keeper, Plan, PostTrainer, arguments, full_disk_said
+from jobs.train.trainer import PostTrainer, arguments
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +189,6 @@ class Session:
     precision: str
     layout: str = ""
     parameters: int = 0
-    seconds_saving: float = 0.0
 
     def run(self, resumed: tuple[checkpoints.Found, Path] | None) -> tuple[PostTrainer, Base]:
         """Train to the end, or to the signal. Raises TooLarge with what to try when the memory does not suffice."""
@@ -213,7 +214,6 @@ class Session:
                 self.uploader.wait()
             # From None: the traceback would keep the model, and its memory, alive.
             raise self.smaller(batch, accumulation, problem) from None
-        self.seconds_saving = trainer.keeper.seconds_saving
         return trainer, base
 
     def smaller(self, batch: int, accumulation: int, problem: str) -> TooLarge | ConfigError:
@@ -328,6 +328,8 @@ def finish(
         "stopped_early": keeper.stopped_early,
         "tokens_per_second": round(keeper.speed(), 1),
         "training_seconds": round(journal.seconds, 1),
+        "saving_seconds": round(keeper.seconds_saving, 2),
+        "upload_seconds": round(session.uploader.seconds_uploading, 2) if session.uploader else 0.0,
         "attempts": journal.attempts,
     }
     counts: dict[str, int | float] = {

@@ -5,62 +5,24 @@ What is overridden is public: the loader, the loss, the token count, the schedul
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from jobs.specs import SpecError, TemporaryError
-from jobs.train.checkpoints import Uploader
-from jobs.train.data import Blocks, GlobalBatches, count_targets
-from jobs.train.head import PlainHead
-from jobs.train.journal import Journal
-from jobs.train.packing import Collate
-from jobs.train.presets import Settings, warmup_of
+from jobs.specs import SpecError
+from jobs.train.data import GlobalBatches, count_targets
+from jobs.train.keeper import Ended, Keeper
+from jobs.train.plan import Plan, schedule
 
 log = logging.getLogger(__name__)
 
 RECORDS = 400  # points of the training curve, at most
-
-
-@dataclass
-class Plan:
-    """All that a training needs to know of its surroundings.
-
-    ``report``: takes progress fields; ``stopped``: whether a signal has arrived; ``uploader``: of the process that
-    keeps checkpoints, None in the others; ``characters``: of the held-out posts.
-    """
-
-    settings: Settings
-    seed: int
-    train: Blocks
-    held_out: Blocks
-    characters: int
-    collate: Collate
-    head: PlainHead
-    total_steps: int
-    eval_every: int
-    batch_size: int
-    accumulation: int
-    folder: Path
-    journal: Journal
-    report: Callable[..., None]
-    stopped: Callable[[], bool]
-    uploader: Uploader | None
-    checkpoint_steps: int | None
-    checkpoint_seconds: float
-    rank: int = 0
-    world: int = 1
 
 
 def arguments(plan: Plan, *, precision: str, compiled: bool, activation_checkpointing: bool) -> TrainingArguments:
@@ -181,6 +143,10 @@ class PostTrainer(Trainer):  # type: ignore[misc]
                 done, total = min(1.0, by_time), max(1, round(step / by_time))
         return schedule(s, step, done, total)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self.keeper.saving_since = self.plan.clock()  # a checkpoint begins with it
+        super().save_model(output_dir, _internal_call)
+
     # -- evaluation and the log
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
@@ -278,156 +244,6 @@ class PostTrainer(Trainer):  # type: ignore[misc]
     def keeper(self) -> Keeper:
         """The callback that keeps time, evaluations and checkpoints."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Keeper))
-
-
-class Ended(Exception):  # noqa: N818
-    """The evaluation that a restart had to make up for ends the training: there is no step left to do."""
-
-
-class Keeper(TrainerCallback):  # type: ignore[misc]
-    """Decides at each step's end what is due: evaluation, checkpoint, the end. All processes decide alike."""
-
-    def __init__(self, trainer: PostTrainer) -> None:
-        self.trainer, self.plan = trainer, trainer.plan
-        self.interrupted = False
-        self.stopped_early = False
-        self._began = self._saved = time.monotonic()
-        self._before = self.plan.journal.seconds
-        self._tokens_before = self.plan.journal.tokens
-        self.seconds_saving = 0.0
-
-    # -- measures
-
-    def speed(self) -> float:
-        """Tokens a second of this attempt."""
-        return (self.plan.journal.tokens - self._tokens_before) / max(1e-9, time.monotonic() - self._began)
-
-    def seconds_left(self, step: int) -> float:
-        """By the speed so far, and by the limit of time."""
-        plan = self.plan
-        spent = time.monotonic() - self._began
-        done = max(1, step - self.trainer.first_step)
-        left = spent / done * (plan.total_steps - step)
-        if plan.settings.max_minutes is not None:
-            left = min(left, max(0.0, 60 * plan.settings.max_minutes - plan.journal.seconds))
-        return left
-
-    def _agree(self, *values: float) -> list[float]:
-        """The largest of each value over all processes."""
-        if self.plan.world == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.trainer.args.device)
-        torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
-        return [float(v) for v in tensor.tolist()]
-
-    # -- the Trainer's events
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began = self._saved = time.monotonic()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Dropout's numbers are a function of the step: whatever happened before a restart cannot shift them.
-        torch.manual_seed((self.plan.seed * 1_000_003 + state.global_step) * 1_009 + self.plan.rank)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        plan = self.plan
-        now = time.monotonic()
-        due = now - self._saved >= plan.checkpoint_seconds
-        stop, due_flag, seconds = self._agree(plan.stopped(), due, self._before + now - self._began)
-        plan.journal.seconds = seconds
-        step = state.global_step
-        ended = step >= plan.total_steps or self._out_of_time()
-        if stop:
-            self.interrupted = True
-            plan.journal.evaluation_due = plan.journal.evaluation_due or ended or step % plan.eval_every == 0
-            control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
-            return
-        control.should_evaluate = ended or step % plan.eval_every == 0
-        by_steps = plan.checkpoint_steps is not None and step % plan.checkpoint_steps == 0
-        control.should_save = bool(due_flag) or by_steps
-        control.should_training_stop = control.should_training_stop or ended
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
-        plan, trainer = self.plan, self.trainer
-        loss, bits = metrics["eval_loss"], metrics["bits_per_character"]
-        if not math.isfinite(loss):
-            raise SpecError(f"the training diverged: the held-out loss is {loss} at step {state.global_step}")
-        best = plan.journal.evaluated(state.global_step, trainer.epochs(state.global_step), loss, bits)
-        if best and plan.rank == 0:
-            with full_disk_said():
-                trainer.model.save_pretrained(self.best_folder(state.global_step))
-        if plan.rank == 0:
-            plan.report(
-                held_out_loss=round(loss, 4), bits_per_character=round(bits, 4), best_step=plan.journal.best_step
-            )
-        patience = plan.settings.early_stopping_patience
-        self.stopped_early = patience is not None and plan.journal.worse >= patience
-        ended = self.stopped_early or self._out_of_time()
-        if trainer.at_start and ended:
-            raise Ended
-        control.should_training_stop = control.should_training_stop or ended
-
-    def _out_of_time(self) -> bool:
-        limit = self.plan.settings.max_minutes
-        return limit is not None and self.plan.journal.seconds >= 60 * limit
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The Trainer has written its part; add ours and hand it to the uploading thread."""
-        plan = self.plan
-        started = time.monotonic()
-        folder = plan.folder / f"checkpoint-{state.global_step}"
-        if plan.uploader is not None:
-            with full_disk_said():
-                plan.journal.save(folder)
-            plan.uploader.wait()
-            self._drop_old_best()
-            best = plan.journal.best_step
-            elsewhere = best is not None and best != state.global_step
-            plan.uploader.submit(folder, state.global_step, self.best_folder(best) if elsewhere and best else None)
-        self.seconds_saving += time.monotonic() - started
-        self._saved = time.monotonic()
-
-    def best_folder(self, step: int) -> Path:
-        """Where the best weights of ``step`` are kept on the disk."""
-        return self.plan.folder / f"best-{step}"
-
-    def _drop_old_best(self) -> None:
-        for old in self.plan.folder.glob("best-*"):
-            if old.name != f"best-{self.plan.journal.best_step}":
-                shutil.rmtree(old, ignore_errors=True)
-
-
-class full_disk_said:  # noqa: N801  # used as a word in a with statement
-    """Turns what torch and safetensors make of a full disk into TemporaryError."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None:
-            return
-        text = str(error)
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        # torch's writer tells nothing of the disk, only that its file is not as long as it should be.
-        torn = any(words in text for words in ("No space left", "PytorchStreamWriter failed", "inline_container.cc"))
-        if full or torn:
-            raise TemporaryError(
-                "the disk is full, a checkpoint found no room; free some space and try again"
-            ) from error
-
-
-def schedule(settings: Settings, step: int, done: float, total: int) -> float:
-    """The learning rate's factor after ``step`` steps, ``done`` of the whole; ``total`` steps in all."""
-    warmup = warmup_of(settings, total)
-    if step < warmup:
-        return step / max(1, warmup) if settings.warmup_steps is not None else (step + 1) / (warmup + 1)
-    if settings.lr_scheduler_type in ("constant", "constant_with_warmup"):
-        return 1.0
-    begin = warmup / total
-    share = 0.0 if begin >= 1 else min(1.0, max(0.0, (done - begin) / (1 - begin)))
-    if settings.lr_scheduler_type == "linear":
-        return 1.0 - share
-    return 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 def memory_mib() -> int:

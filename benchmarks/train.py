@@ -1,0 +1,178 @@
+"""Training: tokens a second, peak memory and held-out bits per character, against the reference method.
+
+    python -m benchmarks.train                  5 minutes a training: 12 of them, an hour
+    python -m benchmarks.train --quick          40 seconds a training, and fewer steps for the speed
+    python -m benchmarks.train --only speed     or memory, bits
+
+- *speed*: steps of both sides in turn, so that whatever else the machine does falls on both; the median counts. At
+  ``scratch:small`` and at the shape of ruGPT3-small.
+- *memory*: peak resident memory of a process that does one step at the shape of ruGPT3-small.
+- *bits*: both sides train ``scratch:small`` for the same wall time on the same corpus, with each of three learning
+  rates; the best of each counts. Ours keeps the best evaluation, for it has one; the reference has none and ends
+  where its time ends. Lower is better, and neither counts anything that the other does not have to predict, but
+  ours predicts the end of each post besides.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks._training import (
+    BLOCK,
+    REFERENCE_BATCH,
+    REFERENCE_BLOCK,
+    RUGPT3_SMALL,
+    Corpus,
+    best_of,
+    gpt2,
+    reference_optimizer,
+    reference_step,
+    train_ours,
+    train_reference,
+)
+from benchmarks.common import Row, arguments, report, row, say
+from jobs.train.data import Rows
+from jobs.train.head import choose_head, use_fused_gelu
+from jobs.train.models import SHAPES
+
+REFERENCE = "reference method"
+OUR_RATES = (2e-3, 4e-3, 8e-3)
+REFERENCE_RATES = (1e-3, 2e-3, 4e-3)
+
+
+def our_step(shape: tuple[int, int, int, int], corpus: Corpus) -> Callable[[], int]:
+    """A function that does one step of ours on 1,024 tokens of packed posts; it returns how many it saw."""
+    layers, width, heads, vocabulary = shape
+    model = gpt2(layers, width, heads, vocabulary, dropout=0.0, attention="sdpa")
+    use_fused_gelu(model)
+    head = choose_head(model, vocabulary)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    blocks = corpus.blocks(corpus.train[:2000])
+    collate = Rows(corpus.tokenizer.pad_token_id)
+    count = REFERENCE_BATCH * REFERENCE_BLOCK // BLOCK
+    at = 0
+
+    def step() -> int:
+        nonlocal at
+        chosen = [blocks[(at + i) % len(blocks)] for i in range(count)]
+        at += count
+        batch = collate(chosen)
+        labels = batch.pop("labels")
+        loss = head.nats(model(**batch, use_cache=False).logits, labels) / int(labels.ne(-100).sum())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return sum(len(b.ids) for b in chosen)
+
+    model.train()
+    return step
+
+
+def their_step(shape: tuple[int, int, int, int]) -> Callable[[], int]:
+    """As ``our_step``, of the reference method: 8 blocks of 128 tokens."""
+    layers, width, heads, vocabulary = shape
+    model = gpt2(layers, width, heads, vocabulary, dropout=0.1, attention="eager")
+    optimizer = reference_optimizer(model, 1e-4)
+
+    def step() -> int:
+        ids = torch.randint(0, vocabulary, (REFERENCE_BATCH, REFERENCE_BLOCK))
+        reference_step(model, optimizer, ids)
+        return ids.numel()
+
+    model.train()
+    return step
+
+
+def speed(name: str, shape: tuple[int, int, int, int], corpus: Corpus, rounds: int) -> Row:
+    """Tokens a second of both, in turn."""
+    sides: dict[str, Callable[[], int]] = {"ours": our_step(shape, corpus), "theirs": their_step(shape)}
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds + 1):
+        for side, step in sides.items():
+            began = time.perf_counter()
+            tokens = step()
+            if number:  # the first one warms up
+                found[side].append(tokens / (time.perf_counter() - began))
+    ours, theirs = (statistics.median(found[s]) for s in ("ours", "theirs"))
+    return row(f"training, {name}", ours, theirs, peer_name=REFERENCE, unit="tokens/s", better="higher")
+
+
+def memory() -> Row:
+    """Peak resident memory of both, each in a process of its own."""
+    peaks = []
+    for side in ("ours", "theirs"):
+        code = f"from benchmarks.train import peak; print(peak({side!r}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout.split()[-1]))
+    return row("peak memory, ruGPT3-small", peaks[0], peaks[1], peer_name=REFERENCE, unit="MiB", better="lower")
+
+
+def peak(side: str) -> float:
+    """MiB that this process has held at most after two steps."""
+    corpus = Corpus.named("sample")
+    step = our_step(RUGPT3_SMALL, corpus) if side == "ours" else their_step(RUGPT3_SMALL)
+    step()
+    step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def bits(name: str, seconds: float, clock: Callable[[], float]) -> Row:
+    """Held-out bits a character of both after the same time."""
+    corpus = Corpus.named(name)
+
+    def ours(rate: float) -> tuple[float, ...]:
+        found = train_ours(corpus, seconds=seconds, rate=rate, clock=clock)
+        say(f"{name}: ours at {rate:g}: {found[0]:.4f} bits a character, {found[1]:,.0f} tokens/s")
+        return found[:2]
+
+    def theirs(rate: float) -> tuple[float, ...]:
+        found = train_reference(corpus, seconds=seconds, rate=rate, clock=clock)
+        say(f"{name}: {REFERENCE} at {rate:g}: {found[0]:.4f} bits a character, {found[1]:,.0f} tokens/s")
+        return found
+
+    best, peer = best_of(OUR_RATES, ours), best_of(REFERENCE_RATES, theirs)
+    return row(
+        f"held out, {name}, {seconds:.0f} s",
+        best[0],
+        peer[0],
+        peer_name=REFERENCE,
+        unit="bits/character",
+        better="lower",
+    )
+
+
+def main() -> None:
+    options: Any = arguments(
+        __doc__ or "",
+        ("--quick", {"action": "store_true", "help": "shorter"}),
+        ("--seconds", {"type": float, "help": "of each training, instead of 300 (quick: 40)"}),
+        ("--only", {"choices": ("speed", "memory", "bits"), "help": "one part"}),
+        ("--corpora", {"default": "fortunes,sample", "help": "for the bits"}),
+        ("--clock", {"choices": ("wall", "cpu"), "default": "wall", "help": "cpu: a busy machine's best guess"}),
+    )
+    clock = time.monotonic if options.clock == "wall" else time.process_time
+    rows: list[Row] = []
+    if options.only in (None, "speed"):
+        corpus = Corpus.named("fortunes")
+        rounds = 8 if options.quick else 30
+        rows.append(speed("scratch:small", (*SHAPES["small"], 8192), corpus, rounds))
+        rows.append(speed("ruGPT3-small's shape", RUGPT3_SMALL, corpus, 2 if options.quick else 5))
+    if options.only in (None, "memory"):
+        rows.append(memory())
+    if options.only in (None, "bits"):
+        seconds = options.seconds or (40 if options.quick else 300)
+        rows.extend(bits(name, seconds, clock) for name in options.corpora.split(","))
+    report(rows, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
