@@ -6,7 +6,8 @@ on what this part drew before, and on nothing else. So any process that makes a 
 does not matter which process makes which part, in which order, or how often.
 
 Within a part, posts that a gate refuses are drawn again, all missing ones of the part together so that batches
-stay full; when only a few are missing, each is drawn several times in one batch and the first that passes counts.
+stay full. A step of a batch of a few posts costs nearly as much as one of many, so when few are missing some more
+than that are drawn at once, by the share that has passed so far, and one such small batch mostly is the last one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from jobs.generate.engines import Session
 from jobs.generate.gates import Gates, Judged
-from jobs.generate.prompts import Prompts
+from jobs.generate.prompts import Prompt, Prompts
 from jobs.similarity import Banding, Hashes, jaccard, normalise, shingle_many, shingles
 from jobs.specs import GenerateSpec
 
@@ -28,8 +29,8 @@ _PARTS = 8  # a small batch is cut into at most so many parts, so that cores and
 _LEAST = 2  # micro-batches in a part where the batch has enough: the last draws of a part are in small batches
 _FULL = 8  # micro-batches in the parts of a large batch
 _SMALLEST = 32  # posts in a part
-_STUBBORN = 5  # times max_attempts that a single post may take out of its part's allowance
-_LEFT = 0.5  # missing posts are drawn so often at once that about so many of them stay missing
+_STUBBORN = 5  # times max_attempts that a missing post may take out of its part's allowance
+_MARGIN = 1.3  # standard deviations of what passes that are drawn on top of what is missing
 HOPELESS = 256  # draws without a single post that passes after which the batch is given up
 
 
@@ -121,7 +122,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Accepted:
-    """A post that passed: its index in the batch, how often it was drawn until then, and the post."""
+    """A post that passed: its index in the batch, the draws that it took, and the post."""
 
     index: int
     attempts: int
@@ -142,9 +143,8 @@ class Drawing:
         check: Callable[[Tally, int], None],
     ) -> None:
         self._part, self._session, self._gates, self._spec, self._check = part, session, gates, spec, check
-        self._prompts = {slot: prompts[slot] for slot in part.slots}
+        self._groups = _groups(part, prompts, alone=spec.rerank > 1)
         self._others = Others(spec.near_duplicates)
-        self._attempts = Counter[int]()
         self.tally = Tally()
         self.accepted: dict[int, Accepted] = {}
 
@@ -152,56 +152,94 @@ class Drawing:
         """The part's posts in order; fewer than its slots when attempts ran out."""
         spec = self._spec
         allowance = spec.max_attempts * spec.rerank * len(self._part.slots)
-        stubborn = spec.max_attempts * spec.rerank * _STUBBORN
         while True:
-            missing = [s for s in self._part.slots if s not in self.accepted and self._attempts[s] < stubborn]
             left = allowance - self.tally.drawn
-            if not missing or left <= 0 or (not self.accepted and self.tally.drawn >= max(HOPELESS, spec.rerank)):
-                break
-            times = self._times(len(missing))
-            missing = missing[: max(1, left // times)]
-            self._round([slot for slot in missing for _ in range(min(times, left))])
-        return [self.accepted[s] for s in self._part.slots if s in self.accepted]
+            hopeless = not self.accepted and self.tally.drawn >= max(HOPELESS, spec.rerank)
+            wanted = [] if hopeless or left <= 0 else self._wanted()
+            if not wanted:
+                return [self.accepted[s] for s in self._part.slots if s in self.accepted]
+            self._round(wanted[:left])
 
-    def _times(self, missing: int) -> int:
-        """How often each missing post is drawn in the next round."""
+    def _wanted(self) -> list[int]:
+        """The groups to draw for in the next round, one entry a draw; in the order of their first missing posts."""
         spec = self._spec
+        stubborn = _STUBBORN * spec.max_attempts * spec.rerank
+        opened = {
+            number: missing
+            for number, group in enumerate(self._groups)
+            if (missing := [s for s in group.slots if s not in self.accepted])
+            and group.refused < stubborn * len(missing)
+        }
+        total = sum(map(len, opened.values()))
         passing = (self.tally.drawn - sum(self.tally.refused.values()) + 1) / (self.tally.drawn + 2)
-        enough = math.ceil(math.log(_LEFT / missing) / math.log1p(-passing)) if self.tally.drawn else 1
-        return max(spec.rerank, min(spec.micro_batch // missing, enough))
+        wanted = []
+        for number, missing in sorted(opened.items(), key=lambda item: item[1][0]):
+            times = len(missing)
+            if spec.rerank > 1:
+                times = spec.rerank
+            elif self.tally.drawn:
+                # So many that all will probably be found at once, as long as they fit one micro-batch.
+                spread = _MARGIN * math.sqrt(len(missing) * (1 - passing))
+                enough = math.ceil((len(missing) + spread) / passing)
+                times = max(times, min(enough, len(missing) * spec.micro_batch // total))
+            wanted += [number] * times
+        return wanted
 
-    def _round(self, slots: list[int]) -> None:
-        """Draw a post for each entry of ``slots`` (one may occur several times), judge, and accept."""
+    def _round(self, wanted: list[int]) -> None:
+        """Draw for each entry of ``wanted`` (numbers of groups), judge, and accept."""
         drawn: dict[int, list[Judged]] = {}
         # Batches of prompts of about one length: what exceeds the shortest is computed token by token.
-        for batch in _batches(sorted(slots, key=lambda s: len(self._prompts[s].ids)), self._spec.micro_batch):
+        ordered = sorted(wanted, key=lambda n: len(self._groups[n].prompt.ids))
+        for batch in _batches(ordered, self._spec.micro_batch):
             self._check(self.tally, len(self.accepted))
-            prompts = [self._prompts[slot] for slot in batch]
+            prompts = [self._groups[number].prompt for number in batch]
             draws = self._session.draw([p.ids for p in prompts])
-            for slot, post in zip(batch, self._gates.judge(prompts, draws), strict=True):
+            for number, post in zip(batch, self._gates.judge(prompts, draws), strict=True):
                 self.tally.add(post)
-                drawn.setdefault(slot, []).append(post)
+                drawn.setdefault(number, []).append(post)
         self._others.prepare([p.text for posts in drawn.values() for p in posts if p.refused is None])
-        for slot in sorted(drawn):
-            self._accept(slot, drawn[slot])
+        for number in sorted(drawn):
+            self._accept(self._groups[number], drawn[number])
 
-    def _accept(self, slot: int, posts: list[Judged]) -> None:
-        """Take the first (with ``rerank`` the best) of a post's draws that passes and is like no other post."""
-        before = self._attempts[slot]
-        self._attempts[slot] += len(posts)
-        passing = [(n, p) for n, p in enumerate(posts, start=1) if p.refused is None]
+    def _accept(self, group: _Group, posts: list[Judged]) -> None:
+        """Give a group's missing posts what passes and is like no other post; with ``rerank`` the best of it."""
+        missing = [s for s in group.slots if s not in self.accepted]
+        before = group.refused
         if self._spec.rerank > 1:
-            passing.sort(key=lambda item: (-item[1].score_per_character, item[0]))
-        for tried, (number, post) in enumerate(passing, start=1):
-            if not self._others.add_if_new(post.text):
-                post.refused = "near_duplicate"
-                self.tally.refused["near_duplicate"] += 1
-                continue
-            post.values["near_duplicate"] = False
-            self.tally.spare += len(passing) - tried
-            attempts = before + (number if self._spec.rerank == 1 else len(posts))
-            self.accepted[slot] = Accepted(slot, attempts, post)
-            return
+            posts = sorted(posts, key=lambda p: -p.score_per_character)  # stable: the first drawn among equals
+        for post in posts:
+            if post.refused is None and not missing:
+                self.tally.spare += 1
+            elif post.refused is None and self._others.add_if_new(post.text):
+                post.values["near_duplicate"] = False
+                slot = missing.pop(0)
+                attempts = before + len(posts) if self._spec.rerank > 1 else group.refused + 1
+                self.accepted[slot] = Accepted(slot, attempts, post)
+                group.refused = 0
+            else:
+                if post.refused is None:
+                    post.refused = "near_duplicate"
+                    self.tally.refused["near_duplicate"] += 1
+                group.refused += 1
+
+
+@dataclass
+class _Group:
+    """Posts of a part that begin with the same tokens: what is drawn for one may serve another. With ``rerank``
+    each post is alone. ``refused``: draws since the last one that was accepted."""
+
+    prompt: Prompt
+    slots: list[int]
+    refused: int = 0
+
+
+def _groups(part: Part, prompts: Prompts, *, alone: bool) -> list[_Group]:
+    found: dict[Any, _Group] = {}
+    for slot in part.slots:
+        prompt = prompts[slot]
+        group = found.setdefault(slot if alone else (prompt.given, prompt.ids), _Group(prompt, []))
+        group.slots.append(slot)
+    return list(found.values())
 
 
 class Others:
