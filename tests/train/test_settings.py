@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from pathlib import Path
@@ -164,5 +165,5 @@ def test_schedules_rise_and_fall(name: Any) -> None:
         assert rates[0] == 0.0
         assert rates[5] == pytest.approx(0.5)
     assert max(rates) == pytest.approx(1.0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(1.0 if name.startswith("constant") else 0.0)
