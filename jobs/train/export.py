@@ -49,6 +49,7 @@ def write(out: Path, model: Any, tokenizer: Any, style: Style, story: Story) -> 
     out.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(out / "adapter")
+        (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty card; ours is one folder up
         model = model.merge_and_unload()
     model.config.use_cache = True  # the Trainer switches it off
     model.generation_config = GenerationConfig(

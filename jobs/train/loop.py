@@ -248,7 +248,7 @@ class Session:
         if work.spec.lora is not None:
             from jobs.train.lora import adapted
 
-            base.model = adapted(base.model, work.spec.lora)
+            base.model = adapted(base.model, work.spec.lora, work.spec.base_model or work.spec.model)
         self.parameters = sum(p.numel() for p in base.model.parameters())
         return base
 
