@@ -29,7 +29,7 @@ from cli.runs import (
     with_input,
 )
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, ExitCode, Interrupted, StageName
+from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, ExitCode, StageName
 
 log = logging.getLogger("cli.driver")
 MAX_REVIVALS = 5  # times that a Job which lost its supervisor, or was deleted, is created again
@@ -219,7 +219,8 @@ def main() -> NoReturn:
     logging.getLogger("cli").setLevel(logging.INFO)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        raise Interrupted(f"interrupted by {signal.Signals(number).name}; the Jobs go on")
+        print(f"interrupted by {signal.Signals(number).name}; the Jobs go on", file=sys.stderr)  # noqa: T201
+        sys.exit(int(ExitCode.INTERRUPTED))  # no Exception: nothing on the way may swallow it
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
