@@ -21,10 +21,11 @@ Ints = NDArray[np.int64]
 @lru_cache(maxsize=1)
 def _classes() -> NDArray[np.uint8]:
     """The classes of every code point of the basic plane; what lies beyond counts as no letter."""
+    chars = [chr(code) for code in range(0x10000)]
+    tests = ((UPPER, str.isupper), (LOWER, str.islower), (LETTER, str.isalpha), (SPACE, str.isspace))
     table = np.zeros(0x10000 + 1, np.uint8)
-    for code in range(0x10000):
-        char = chr(code)
-        table[code] = UPPER * char.isupper() | LOWER * char.islower() | LETTER * char.isalpha() | SPACE * char.isspace()
+    for value, test in tests:
+        table[:-1] += value * np.array([test(c) for c in chars], np.uint8)
     return table
 
 
@@ -56,41 +57,43 @@ def case_counts(texts: Sequence[str]) -> tuple[Ints, Ints]:
 
 def measure(texts: Sequence[str], separator: str | None) -> tuple[Measures, Ints]:
     """Measures of the texts, and how many lines have how many characters (separator lines left out)."""
-    classes, starts = _classify(texts)
-    counts = np.zeros(LONGEST_LINE + 1, np.int64)
-    lines, segments, separators = [], [], []
-    lengths: list[int] = []
-    for text in texts:
-        parts = text.split("\n")
-        lines.append(len(parts))
-        alone = parts.count(separator) if separator is not None else 0
-        separators.append(alone)
-        runs = 1
-        before = False
-        for part in parts:
-            now = part == separator
-            runs += now and not before
-            before = now
-            if not now:
-                lengths.append(len(part))
-        segments.append(runs)
-    np.add.at(counts, np.minimum(np.array(lengths, np.int64), LONGEST_LINE), 1)
-    characters = np.diff(starts)
+    size = len(texts)
+    # All lines of all texts as one sequence; a line break after each text parts them.
+    codes = _codes("\n".join([*texts, ""]))
+    ends = np.flatnonzero(codes == ord("\n"))
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1] + 1])[: len(ends)]
+    lengths = ends - starts
+    lines = np.array([t.count("\n") + 1 for t in texts], np.int64)
+    owner = np.repeat(np.arange(size), lines)
+    alone = np.zeros(len(lengths), bool)
+    if separator is not None:
+        alone = lengths == len(separator)
+        for place, char in enumerate(separator):
+            alone[alone] = codes[starts[alone] + place] == ord(char)
+    run_begins = alone.copy()
+    run_begins[1:] &= ~(alone[:-1] & (owner[1:] == owner[:-1]))
+    counts = np.bincount(np.minimum(lengths[~alone], LONGEST_LINE), minlength=LONGEST_LINE + 1)
+    classes, bounds = _classify(texts)
+    characters = np.diff(bounds)
     found = Measures(
         characters=characters,
-        lines=np.array(lines, np.int64),
-        segments=np.array(segments, np.int64),
-        separators=np.array(separators, np.int64),
-        upper=_sums(classes & UPPER != 0, starts),
-        lower=_sums(classes & LOWER != 0, starts),
-        letters=_sums(classes & LETTER != 0, starts),
-        visible=characters - _sums(classes & SPACE != 0, starts),
+        lines=lines,
+        segments=1 + np.bincount(owner[run_begins], minlength=size),
+        separators=np.bincount(owner[alone], minlength=size),
+        upper=_sums(classes & UPPER != 0, bounds),
+        lower=_sums(classes & LOWER != 0, bounds),
+        letters=_sums(classes & LETTER != 0, bounds),
+        visible=characters - _sums(classes & SPACE != 0, bounds),
     )
     return found, counts
 
 
+def _codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
 def _classify(texts: Sequence[str]) -> tuple[NDArray[np.uint8], Ints]:
-    codes = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32)
+    codes = _codes("".join(texts))
     starts = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(t) for t in texts], out=starts[1:])
     return _classes()[np.minimum(codes, 0x10000)], starts

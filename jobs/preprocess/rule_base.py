@@ -30,10 +30,14 @@ class Drop:
 Verdict = Drop | bool
 
 
-def compile_pattern(pattern: str, *, ignore_case: bool = False) -> Any:
-    """An RE2 expression. Raises ValueError with RE2's own words when it is none."""
+def compile_pattern(pattern: str, *, ignore_case: bool = False, groups: bool = False) -> Any:
+    """An RE2 expression; ``groups``: what its groups match is asked for, which costs time.
+
+    Raises ValueError with RE2's own words when it is none.
+    """
     options = re2.Options()
     options.log_errors = False
+    options.never_capture = not groups
     options.case_sensitive = not ignore_case
     try:
         return re2.compile(pattern, options)
@@ -54,6 +58,7 @@ Pattern = Annotated[str, AfterValidator(_checked)]
 
 
 def any_of(patterns: tuple[str, ...], *, ignore_case: bool) -> Any:
+    """One expression for several; None for none."""
     if not patterns:
         return None
     return compile_pattern("|".join(f"(?:{p})" for p in patterns), ignore_case=ignore_case)
@@ -69,6 +74,7 @@ def found_somewhere(patterns: tuple[str, ...], *, ignore_case: bool) -> Any:
 
 
 def cut_short(text: str, size: int = 100) -> str:
+    """A text on one line, for a detail."""
     text = " ".join(text.split())
     return text if len(text) <= size else text[: size - 1] + "…"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
-from functools import lru_cache
-from typing import Annotated, Any, Literal
+from functools import cached_property, lru_cache
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, model_validator
 
 from jobs.preprocess.draft import Draft
 from jobs.preprocess.rule_base import Drop, Pattern, Rule, Verdict, any_of, compile_pattern, cut_short, found_somewhere
@@ -39,14 +39,17 @@ class Lines(Rule):
     links: tuple[Pattern, ...] = ()
     ignore_case: bool = True
 
-    _lines: Any = PrivateAttr(None)
-    _links: Any = PrivateAttr(None)
-    _somewhere: Any = PrivateAttr(None)
+    @cached_property
+    def _lines(self) -> Any:
+        return any_of(self.lines, ignore_case=self.ignore_case)
 
-    def model_post_init(self, context: Any, /) -> None:
-        self._lines = any_of(self.lines, ignore_case=self.ignore_case)
-        self._somewhere = found_somewhere(self.lines, ignore_case=self.ignore_case)
-        self._links = any_of(self.links, ignore_case=True)
+    @cached_property
+    def _links(self) -> Any:
+        return any_of(self.links, ignore_case=True)
+
+    @cached_property
+    def _somewhere(self) -> Any:
+        return found_somewhere(self.lines, ignore_case=self.ignore_case)
 
     def _matches(self, draft: Draft, number: int) -> bool:
         line = draft.lines[number].strip()
@@ -130,20 +133,27 @@ class Condition(Rule):
     max_characters: int | None = Field(None, ge=0)
     ignore_case: bool = True
 
-    _text: Any = PrivateAttr(None)
-    _line: Any = PrivateAttr(None)
-    _link: Any = PrivateAttr(None)
-    _somewhere: Any = PrivateAttr(None)
-
-    def model_post_init(self, context: Any, /) -> None:
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> Self:
         if self.text is None and self.line is None and self.link is None and self.max_characters is None:
             raise ValueError("give at least one of 'text', 'line', 'link' and 'max_characters'")
-        if self.line is not None:
-            self._somewhere = found_somewhere((self.line,), ignore_case=self.ignore_case)
-        for name in ("text", "line", "link"):
-            pattern = getattr(self, name)
-            if pattern is not None:
-                setattr(self, f"_{name}", compile_pattern(pattern, ignore_case=self.ignore_case))
+        return self
+
+    @cached_property
+    def _text(self) -> Any:
+        return None if self.text is None else compile_pattern(self.text, ignore_case=self.ignore_case)
+
+    @cached_property
+    def _line(self) -> Any:
+        return None if self.line is None else compile_pattern(self.line, ignore_case=self.ignore_case)
+
+    @cached_property
+    def _link(self) -> Any:
+        return None if self.link is None else compile_pattern(self.link, ignore_case=self.ignore_case)
+
+    @cached_property
+    def _somewhere(self) -> Any:
+        return None if self.line is None else found_somewhere((self.line,), ignore_case=self.ignore_case)
 
     def _finds(self, draft: Draft) -> str | None:
         """What was found, or None when a condition does not hold."""

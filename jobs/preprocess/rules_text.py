@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Any, ClassVar, Literal
+from functools import cached_property
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, model_validator
 
 from jobs.preprocess import pii
 from jobs.preprocess.draft import Draft
@@ -21,19 +22,23 @@ class Replace(Rule):
     by: str = Field(alias="with", max_length=1000)
     ignore_case: bool = False
 
-    _pattern: Any = PrivateAttr(None)
-    _parts: list[str | int] = PrivateAttr(default_factory=list)
+    @model_validator(mode="after")
+    def _groups_exist(self) -> Self:
+        if any(p > self._pattern.groups for p in self._parts if isinstance(p, int)):
+            raise ValueError(f"{self.by!r} names a group that {self.pattern!r} does not have")
+        return self
 
-    def model_post_init(self, context: Any, /) -> None:
-        self._pattern = compile_pattern(self.pattern, ignore_case=self.ignore_case)
+    @cached_property
+    def _pattern(self) -> Any:
+        return compile_pattern(self.pattern, ignore_case=self.ignore_case, groups=True)
+
+    @cached_property
+    def _parts(self) -> list[str | int]:
         # Not RE2's own templates: its wrapper garbles those that are not ASCII.
-        for piece in re.split(r"(\\[0-9\\])", self.by):
-            if re.fullmatch(r"\\[0-9]", piece):
-                if int(piece[1]) > self._pattern.groups:
-                    raise ValueError(f"{self.by!r} names a group that {self.pattern!r} does not have")
-                self._parts.append(int(piece[1]))
-            else:
-                self._parts.append("\\" if piece == "\\\\" else piece)
+        return [
+            int(p[1]) if re.fullmatch(r"\\[0-9]", p) else "\\" if p == r"\\" else p
+            for p in re.split(r"(\\[0-9\\])", self.by)
+        ]
 
     def apply(self, draft: Draft) -> Verdict:
         text = draft.text
@@ -79,11 +84,13 @@ class CleanCharacters(Rule):
     normalise: Literal["NFC", "none"] = "NFC"
     max_marks: int = Field(4, ge=1, le=30)
 
-    def model_post_init(self, context: Any, /) -> None:
+    @model_validator(mode="after")
+    def _replaces_within_lines(self) -> Self:
         if "" in self.replace:
             raise ValueError("'replace' cannot replace nothing")
         if any("\n" in part for pair in self.replace.items() for part in pair):
             raise ValueError("'replace' works within lines; it cannot hold line breaks")
+        return self
 
     def apply(self, draft: Draft) -> Verdict:
         before = text = draft.text
@@ -122,16 +129,21 @@ class NormaliseSeparator(Rule):
     variants: Pattern = "[@＠]"
     split_glued: bool = True
 
-    _variants: Any = PrivateAttr(None)
-    _run: Any = PrivateAttr(None)
-
     MAX_RUN: ClassVar[int] = 5
 
-    def model_post_init(self, context: Any, /) -> None:
+    @model_validator(mode="after")
+    def _stands_alone(self) -> Self:
         if self.separator != self.separator.strip() or "\n" in self.separator:
             raise ValueError("'separator' has no spaces at its ends and no line breaks")
-        self._variants = compile_pattern(self.variants)
-        self._run = compile_pattern(rf"(?:(?:{self.variants})\s*)+")
+        return self
+
+    @cached_property
+    def _variants(self) -> Any:
+        return compile_pattern(self.variants)
+
+    @cached_property
+    def _run(self) -> Any:
+        return compile_pattern(rf"(?:(?:{self.variants})\s*)+")
 
     def apply(self, draft: Draft) -> Verdict:
         if not self._variants.search(draft.text):
