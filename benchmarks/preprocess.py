@@ -115,27 +115,42 @@ def s3_server() -> Iterator[dict[str, str]]:
             server.wait(10)
 
 
-class PeakMemory:
-    """Largest sum of the resident memory of this process and its children, MiB, looked at 20 times a second."""
+class Watch:
+    """What this process and its children take, looked at 20 times a second: ``peak``, the largest sum of their
+    resident memory without what they share, MiB; ``cpu``, seconds of processor time of all of them."""
 
-    def __enter__(self) -> PeakMemory:
+    def __enter__(self) -> Watch:
         self.peak = 0.0
+        self._times: dict[int, float] = {}
+        self._look()
+        self._before = sum(self._times.values())
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
-    def _watch(self) -> None:
+    def _look(self) -> None:
         me = psutil.Process()
-        while not self._end.wait(0.05):
-            total = 0
-            for process in [me, *me.children(recursive=True)]:
-                try:
-                    memory = process.memory_info()
-                    total += memory.rss - memory.shared
-                except psutil.Error:
+        total = 0
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                if process.name().startswith("rclone"):
                     continue
-            self.peak = max(self.peak, total / 2**20)
+                memory, times = process.memory_info(), process.cpu_times()
+            except psutil.Error:  # it has just ended
+                continue
+            total += memory.rss - memory.shared
+            self._times[process.pid] = times.user + times.system
+        self.peak = max(self.peak, total / 2**20)
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.05):
+            self._look()
+
+    @property
+    def cpu(self) -> float:
+        """Seconds so far."""
+        return sum(self._times.values()) - self._before
 
     def __exit__(self, *error: object) -> None:
         self._end.set()
@@ -172,13 +187,12 @@ def one_run(posts: int, workers: int, lines: list[str], model: str) -> dict[str,
         work.mkdir()
         progress: Any = SimpleNamespace(update=lambda **fields: None)
         context = StageContext(spec, store, run="bench", shard=None, workdir=work, progress=progress)
-        with PeakMemory() as memory:
-            begun = time.perf_counter(), sum(os.times()[:4])
+        with Watch() as watch:
+            begun = time.perf_counter()
             pipeline.run(context)
-            seconds = time.perf_counter() - begun[0]
-            cpu = sum(os.times()[:4]) - begun[1]
-        manifest = store.manifest(spec.ref())
-        return {"posts": posts, "seconds": seconds, "cpu": cpu, "peak_mib": memory.peak, "counts": manifest.counts}
+            seconds = time.perf_counter() - begun
+        found = store.manifest(spec.ref()).counts
+        return {"posts": posts, "seconds": seconds, "cpu": watch.cpu, "peak_mib": watch.peak, "counts": found}
 
 
 def in_own_process(posts: int, options: Any) -> dict[str, Any]:
@@ -300,9 +314,11 @@ def main() -> None:
             f"CPU {now['cpu']:.2f} s, peak {now['peak_mib']:,.0f} MiB"
         )
         if before is not None:
-            growth, times = now["seconds"] / before["seconds"], size / before["posts"]
-            name = f"{before['posts']} to {size} posts, growth of the time"
-            rows.append(row(name, growth, times, peer_name="linear", unit="times", better="lower"))
+            times = size / before["posts"]
+            for what, key in (("time", "seconds"), ("processor time", "cpu")):
+                name = f"{before['posts']} to {size} posts, growth of the {what}"
+                growth = now[key] / before[key]
+                rows.append(row(name, growth, times, peer_name="linear", unit="times", better="lower"))
             name = f"posts a second at {size}"
             rate = before["posts"] / before["seconds"]
             rows.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -33,6 +34,9 @@ def _begin() -> None:
     # Each worker works alone on its piece; threads of the libraries would only fight for the cores.
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Workers make millions of short-lived lists and no cycles to speak of: looking for these costs a tenth of the time.
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
     parent = multiprocessing.parent_process()
     if parent is not None:  # a stage that is killed must not leave workers behind
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

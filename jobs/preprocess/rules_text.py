@@ -146,15 +146,15 @@ class NormaliseSeparator(Rule):
         return compile_pattern(rf"(?:(?:{self.variants})\s*)+")
 
     def apply(self, draft: Draft) -> Verdict:
-        if not self._variants.search(draft.text):
-            return False
         before = draft.lines
-        if before.count(self.separator) and not self._variants.search(
-            "\n".join(line for line in before if line != self.separator)
-        ):
-            parts = [[line.strip()] for line in before]  # the separator stands nowhere but alone
-        else:
+        # Most posts have the separator alone on its lines and nothing else to mend.
+        others = "\n".join(line for line in before if line != self.separator)
+        if self._variants.search(others):
             parts = [self._parts(line) for line in before]
+        elif self.separator not in before or self._in_order(draft.text):
+            return False
+        else:
+            parts = [[line.strip()] for line in before]
         after: list[str] = []
         pending_blank = 0
         for pieces in parts:
@@ -178,6 +178,12 @@ class NormaliseSeparator(Rule):
             return False
         draft.set_text("\n".join(after))
         return True
+
+    def _in_order(self, text: str) -> bool:
+        """Whether there is no blank line, no space at the end of a line, and no separator at an end of the text."""
+        if text != text.strip() or any(pair in text for pair in ("\n\n", " \n", "\n ")):
+            return False
+        return not text.startswith(self.separator + "\n") and not text.endswith("\n" + self.separator)
 
     def _parts(self, line: str) -> list[str]:
         line = line.strip()
