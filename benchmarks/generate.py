@@ -298,7 +298,7 @@ def main() -> None:
     """Measure and print."""
     options = arguments(
         __doc__ or "",
-        ("--posts", {"type": int, "default": 256, "help": "posts that ours draws"}),
+        ("--posts", {"type": int, "default": 512, "help": "posts that ours draws"}),
         ("--mean", {"type": int, "default": 32, "help": "mean tokens of a post; three times as many at most"}),
         ("--vocabulary", {"type": int, "default": 50_264}),
         ("--layers", {"type": int, "default": 12}),

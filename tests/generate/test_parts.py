@@ -38,7 +38,8 @@ def test_the_plan_covers_every_post_once(count: int, micro_batch: int) -> None:
 
 
 def test_a_large_batch_has_parts_for_many_shards() -> None:
-    assert len(Plan(1000, 64)) == 8
+    assert len(Plan(1000, 64)) == 4
+    assert len(Plan(5000, 64)) == 10
     assert len(Plan(100_000, 64)) > 190
     assert len(Plan(40, 64)) == 2  # both cores have something to do
 
