@@ -1,0 +1,1 @@
+"""The built-in profiles; a package, so that they are installed with the program."""
