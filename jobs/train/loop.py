@@ -90,14 +90,17 @@ def train(work: Work) -> Result | None:
     )
 
     resumed = None
+    best = work.workdir / "resumed-best"
     if work.rank == 0:
         resumed = checkpoints.restore(store, checkpoints.find(store, work.ref, work.run), work.workdir / "resumed")
+        if resumed and (resumed[1] / checkpoints.BEST).is_dir():
+            # The Trainer would take a folder with an adapter in it for one more adapter of the model.
+            (resumed[1] / checkpoints.BEST).replace(best)
     resumed = shared(work, resumed)
     journal = Journal.load(resumed[1]) if resumed else Journal()
     if resumed:
         journal.attempts += 1
         log.info("resuming at step %d, from %s", resumed[0].step, resumed[0].ref)
-        best = resumed[1] / checkpoints.BEST
         if work.rank == 0:
             keep_best(work, journal, resumed[0].step, resumed[1], best)
     uploader = None
