@@ -162,6 +162,7 @@ def one_run(posts: int, workers: int, lines: list[str], model: str) -> dict[str,
     from jobs.artifacts import ArtifactStore
     from jobs.posts import Post, write_shard
     from jobs.preprocess import pipeline
+    from jobs.preprocess.pool import Workers, usable_cores
     from jobs.specs import PreprocessSpec
     from jobs.stage import StageContext
 
@@ -187,6 +188,9 @@ def one_run(posts: int, workers: int, lines: list[str], model: str) -> dict[str,
         work.mkdir()
         progress: Any = SimpleNamespace(update=lambda **fields: None)
         context = StageContext(spec, store, run="bench", shard=None, workdir=work, progress=progress)
+        with Workers(workers or usable_cores(), pipeline.TASKS) as first:
+            # The server that forks the workers starts once a process: another start of Python and its imports.
+            list(first.map(len, ["", ""]))
         with Watch() as watch:
             begun = time.perf_counter()
             pipeline.run(context)

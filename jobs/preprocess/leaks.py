@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from jobs.preprocess.clean import bucket_of
 from jobs.preprocess.corpus import Ints, Rows
-from jobs.preprocess.duplicates import VerifyTask, verify_pairs
 from jobs.preprocess.pool import Workers
-from jobs.similarity import Hashes, normalise, shingle_many, shingles
+from jobs.similarity import Hashes, distinct, jaccard, normalise, shingle_many, shingles
 
 POSTS_A_TASK = 4096
+_COUNTABLE = 1 << 24  # pairs of a task that are counted in an array
 
 
 def lacking(size: int, threshold: float) -> int:
@@ -36,18 +36,22 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
     """Write the rare 5-grams of the held-out posts, sorted, whose they are, and how many must be found again."""
     hashes: list[Hashes] = []
     needed = np.zeros(len(held_out), np.int64)
+    sizes = np.zeros(len(held_out), np.int64)
     for start in range(0, len(held_out), POSTS_A_TASK):
         for number, text in enumerate(held_out.part(slice(start, start + POSTS_A_TASK)).texts(), start):
             own = shingles(normalise(text), normalised=True)
             may_lack = lacking(len(own), threshold)
             rare = own[np.lexsort((own, buckets[bucket_of(own)]))][: 2 * may_lack + 1]
             hashes.append(rare)
-            needed[number] = len(rare) - may_lack
+            needed[number], sizes[number] = len(rare) - may_lack, len(own)
     flat = np.concatenate(hashes or [np.zeros(0, np.uint64)])
     order = np.argsort(flat, kind="stable")
-    np.save(folder / "rare-hashes.npy", flat[order])
+    hashes_once, starts = np.unique(flat[order], return_index=True)
+    np.save(folder / "rare-hashes.npy", hashes_once)
+    np.save(folder / "rare-starts.npy", np.append(starts, len(flat)))
     np.save(folder / "rare-owners.npy", np.repeat(np.arange(len(hashes)), [len(h) for h in hashes])[order])
     np.save(folder / "rare-needed.npy", needed)
+    np.save(folder / "rare-sizes.npy", sizes)
     # A table of one byte for each hash's first bits, some 16 times as long as there are hashes, for a quick no.
     bits = max(16, (16 * len(flat)).bit_length())
     present = np.zeros(1 << bits, bool)
@@ -60,10 +64,11 @@ def _place(hashes: Hashes, table: NDArray[np.bool_]) -> Ints:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, NDArray[np.bool_]]:
-    names = ("rare-hashes", "rare-owners", "rare-needed", "rare-filter")
-    hashes, owners, needed, present = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in names)
-    return hashes, owners, needed, present
+def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, Ints, Ints, NDArray[np.bool_]]:
+    names = ("hashes", "starts", "owners", "needed", "sizes", "filter")
+    arrays = [np.load(folder / f"rare-{name}.npy", mmap_mode="r") for name in names]
+    hashes, starts, owners, needed, sizes, present = arrays
+    return hashes, starts, owners, needed, sizes, present
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,38 +85,41 @@ class LeakTask:
 
 def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     """Pairs (number in train, number among the held-out) that are near-duplicates; shape (pairs, 2)."""
-    rare, owners, needed, present = _load(task.folder, task.version)
+    rare, starts, owners, needed, sizes, present = _load(task.folder, task.version)
     flat, offsets = shingle_many([normalise(t) for t in task.train.texts()])
     suspects = np.flatnonzero(present[_place(flat, present)])
     posts = np.searchsorted(offsets.astype(np.int64), suspects, "right") - 1
-    # a 5-gram counts once a post, however often it is there
-    order = np.lexsort((flat[suspects], posts))
-    posts, found = posts[order], flat[suspects][order]
-    once = np.ones(len(found), bool)
-    once[1:] = (found[1:] != found[:-1]) | (posts[1:] != posts[:-1])
-    posts, found = posts[once], found[once]
-    low = np.searchsorted(rare, found, "left")
-    counts = np.searchsorted(rare, found, "right") - low
-    hit = counts > 0
-    if not hit.any():
-        return np.zeros((0, 2), np.int64)
-    low, counts = low[hit], counts[hit]
-    # every occurrence of each hash among the rare ones
+    found = flat[suspects]
+    places = np.searchsorted(rare, found)
+    places[places == len(rare)] = 0
+    hit = rare[places] == found
+    posts, places = posts[hit], places[hit]
+    # every held-out post that has the hash; a hash that a post has twice counts twice, which only costs a look
+    counts = starts[places + 1] - starts[places]
     inner = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    held = owners[np.repeat(low, counts) + inner]
-    encoded, shared = np.unique(np.repeat(posts[hit], counts) * len(needed) + held, return_counts=True)
+    both = np.repeat(posts * len(needed), counts) + owners[np.repeat(starts[places], counts) + inner]
+    if len(task.train) * len(needed) <= _COUNTABLE:
+        shared = np.bincount(both)
+        encoded = np.flatnonzero(shared)
+        shared = shared[encoded]
+    else:
+        encoded, shared = np.unique(both, return_counts=True)
     encoded = encoded[shared >= needed[encoded % len(needed)]]
     if not len(encoded):
         return np.zeros((0, 2), np.int64)
-    pairs = np.stack([encoded // len(needed), encoded % len(needed)], axis=1)
-    trained, train_places = np.unique(pairs[:, 0], return_inverse=True)
-    tested, held_places = np.unique(pairs[:, 1], return_inverse=True)
-    one, other = task.train.part(trained), task.held_out.part(tested)
-    both = Rows(one.folder, one.stem, np.concatenate([one.files, other.files]), np.concatenate([one.rows, other.rows]))
-    places = np.stack([train_places.reshape(-1), held_places.reshape(-1) + len(trained)], axis=1)
-    alike = verify_pairs(VerifyTask(both, places, task.threshold))
-    found_pairs: NDArray[np.int64] = pairs[alike] + np.array([task.start, 0])
-    return found_pairs
+    found_pairs = []
+    held: dict[int, Hashes] = {}
+    for post, other in zip((encoded // len(needed)).tolist(), (encoded % len(needed)).tolist(), strict=True):
+        own = distinct(flat[int(offsets[post]) : int(offsets[post + 1])])
+        small, large = sorted((len(own), int(sizes[other])))
+        if small < task.threshold * large:
+            continue
+        if other not in held:
+            (text,) = task.held_out.part(slice(other, other + 1)).texts()
+            held[other] = shingles(text)
+        if jaccard(own, held[other]) >= task.threshold:
+            found_pairs.append((task.start + post, other))
+    return np.array(found_pairs, np.int64).reshape(-1, 2)
 
 
 def leaks(

@@ -30,6 +30,7 @@ from jobs.preprocess.tokenizer import TokenizerInfo, is_scratch, load_pretrained
 from jobs.specs import DataError, PreprocessSpec, SpecError
 from jobs.style import STYLE_FILE, Style
 
+TASKS = "jobs.preprocess.tasks"  # what the workers load
 CHUNK_POSTS = 4096  # a task of the second pass
 #: Share of capitals among cased letters from which a channel counts as one that writes in capitals.
 UPPER_CASE = 0.75
@@ -83,7 +84,7 @@ def run(ctx: Context) -> None:
     ctx.input("posts")
     scratch = is_scratch(spec)
     clock = Clock()
-    with Workers(spec.workers or usable_cores(), preload="jobs.preprocess.tasks") as workers:
+    with Workers(spec.workers or usable_cores(), preload=TASKS) as workers:
         tokenizer = None
         if not scratch:  # a model that cannot be had should not be noticed after all the work
             tokenizer = load_pretrained(spec, ctx.store, ctx.workdir / "base", ctx.workdir / "tokenizer")

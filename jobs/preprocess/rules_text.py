@@ -204,6 +204,7 @@ class NormaliseSeparator(Rule):
 
 
 _SPACES = re.compile(" {2,}")
+_OTHER_SPACE = re.compile("[^\\S \n]")
 
 
 class Tidy(Rule):
@@ -214,6 +215,8 @@ class Tidy(Rule):
     collapse_spaces: bool = True
 
     def apply(self, draft: Draft) -> Verdict:
+        if self._is_tidy(draft.text):
+            return False
         kept: list[int] = []
         lines: list[str] = []
         blanks = 0
@@ -241,6 +244,11 @@ class Tidy(Rule):
         draft.keep(kept)
         draft.lines = lines
         return True
+
+    def _is_tidy(self, text: str) -> bool:
+        """A quick look that most posts pass; a post that does not may be tidy all the same."""
+        bad = (" \n", "\n ", "  ", "\n" * (self.max_blank_lines + 2))
+        return text == text.strip() and not any(b in text for b in bad) and not _OTHER_SPACE.search(text)
 
 
 class MaskPii(Rule):
