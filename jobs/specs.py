@@ -315,7 +315,7 @@ class GenerateSpec(StageSpec):
     compute_type: Literal["auto", "float32", "float16", "bfloat16", "int8", "int8_float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1, le=256, description="threads a micro-batch; it changes rounding")
-    micro_batch: int = Field(64, ge=1, le=4096, description="posts drawn together from one random stream")
+    micro_batch: int = Field(128, ge=1, le=4096, description="posts drawn together from one random stream")
     temperature: float = Field(1.0, gt=0, le=10)
     top_k: int = Field(50, ge=0, le=100_000, description="0 = all")
     top_p: float = Field(1.0, gt=0, le=1)

@@ -26,8 +26,8 @@ from jobs.similarity import Banding, Hashes, jaccard, normalise, shingle_many, s
 from jobs.specs import GenerateSpec
 
 _PARTS = 8  # a small batch is cut into at most so many parts, so that cores and shards have something to share
-_LEAST = 4  # micro-batches in a part where the batch has enough: the last draws of a part are in small batches
-_FULL = 8  # micro-batches in the parts of a large batch
+_LEAST = 2  # micro-batches in a part where the batch has enough: the last draws of a part are in small batches
+_FULL = 4  # micro-batches in the parts of a large batch
 _SMALLEST = 32  # posts in a part
 _STUBBORN = 5  # times max_attempts that a missing post may take out of its part's allowance
 _MARGIN = 1.3  # standard deviations of what passes that are drawn on top of what is missing

@@ -32,16 +32,16 @@ def test_the_plan_covers_every_post_once(count: int, micro_batch: int) -> None:
         assert plan[number].slots[-1] + 1 == plan[number + 1].slots[0]
     sizes = {len(plan[n].slots) for n in range(0, len(plan), max(1, len(plan) // 50))}
     assert max(sizes) - min(sizes) <= 1
-    assert max(sizes) <= max(32, 8 * micro_batch, micro_batch)
+    assert max(sizes) <= max(32, 4 * micro_batch)
     with pytest.raises(IndexError):
         plan[len(plan)]
 
 
 def test_a_large_batch_has_parts_for_many_shards() -> None:
-    assert len(Plan(1000, 64)) == 4
-    assert len(Plan(5000, 64)) == 10
-    assert len(Plan(100_000, 64)) > 190
-    assert len(Plan(40, 64)) == 2  # both cores have something to do
+    assert len(Plan(1000, 128)) == 4
+    assert len(Plan(5000, 128)) == 10
+    assert len(Plan(100_000, 128)) == 196
+    assert len(Plan(40, 128)) == 2  # both cores have something to do
 
 
 def test_seeds_differ() -> None:
@@ -277,6 +277,6 @@ def test_merging_nothing(tmp_path: Path) -> None:
 
 
 def test_posts_drawn_anew_come_in_parts_of_bounded_size() -> None:
-    parts = again(2, list(range(0, 3000, 2)), 64)
+    parts = again(2, list(range(0, 3000, 2)), 128)
     assert [len(p.slots) for p in parts] == [512, 512, 476]
     assert [p.name for p in parts] == ["02-00000", "02-00001", "02-00002"]
