@@ -11,14 +11,14 @@ from jobs.artifacts import ArtifactStore, Manifest
 
 
 def best_posts(store: ArtifactStore, manifest: Manifest, number: int) -> list[str]:
-    """Texts of the posts that the model itself found likeliest, the least borrowed from training first.
+    """Texts of the posts that the model itself found likeliest, by mean log-probability.
 
-    Ranked by the words shared with training (fewer is better), then by score (mean log-probability).
+    All posts of a batch have passed the gates, so none of them is a copy of a training post.
     """
 
-    def rank(record: dict[str, Any]) -> tuple[float, float]:
+    def rank(record: dict[str, Any]) -> float:
         score = record.get("score")
-        return (-float(record.get("overlap_words") or 0), float(score) if isinstance(score, int | float) else 0.0)
+        return float(score) if isinstance(score, int | float) else float("-inf")
 
     found = heapq.nlargest(number, jsonl(store, manifest), key=rank)
     return [clean(str(record.get("text", ""))) for record in found]

@@ -27,7 +27,7 @@ def demo(
 ) -> None:
     """Run the whole pipeline on the sample export and print new posts."""
     from cli.assemble import build_run
-    from cli.commands.submit import finish, preset_for, scrape_options, send
+    from cli.commands.submit import finish, preset_for, scrape_options, send, vocabulary_for
     from cli.output import next_commands, say
     from cli.sources import parse_source
     from jobs.specs import ConfigError
@@ -38,9 +38,9 @@ def demo(
     settings, store, cluster = options.places()
     given = {
         "scrape": scrape_options(store, where, None, None, None, None, required=True),
-        "preprocess": {"model": model},
+        "preprocess": {"model": model, "vocab_size": vocabulary_for(settings, model)},
         "train": {"model": model, "preset": preset_for(settings, model)},
-        "generate": {"count": count},
+        "generate": {"count": count, "temperature": 0.8, "rerank": 4},
     }
     spec = build_run(store, settings, ("scrape", "preprocess", "train", "generate"), given, [])
     submitted = send(settings, store, cluster, spec, label="demo", source=source or "the sample channel", force=force)

@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.generate.language import Language
-from jobs.specs import ConfigError, DataError
+from jobs.specs import ConfigError, DataError, canonical_json
 
 if TYPE_CHECKING:
     from jobs.generate.engines import Setting
@@ -55,7 +56,13 @@ def fetch_converted(setting: Setting, quantization: str) -> Path:
     store = setting.store
     cache = f"cache/ctranslate2/{setting.manifest.id}/{quantization}"
     folder = setting.folder / f"ctranslate2-{quantization}"
-    wanted = {"converter": CONVERTER, "ctranslate2": ctranslate2.__version__.partition(".")[0]}
+    # A model that was trained again by --force has its old id and other weights.
+    weights = canonical_json([[f.path, f.sha256] for f in setting.manifest.matching(*WEIGHT_FILES)])
+    wanted = {
+        "converter": CONVERTER,
+        "ctranslate2": ctranslate2.__version__.partition(".")[0],
+        "weights": sha256(weights.encode()).hexdigest(),
+    }
     with store.lease(cache, holder="a generate stage that converts the model", waiting=setting.waiting):
         try:
             found = store.find(cache)

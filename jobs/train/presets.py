@@ -62,7 +62,7 @@ _FINE_TUNE = Settings(
 _SCRATCH = replace(
     _FINE_TUNE, epochs=10.0, learning_rate=2e-3, weight_decay=0.1, dropout=0.0, early_stopping_patience=None
 )
-_TINY = replace(_SCRATCH, epochs=20.0, learning_rate=3e-3)
+_TINY = replace(_SCRATCH, epochs=20.0, learning_rate=1e-3)
 
 #: preset -> (fine-tuning, from nothing)
 PRESETS: dict[str, tuple[Settings, Settings]] = {

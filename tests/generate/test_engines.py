@@ -14,6 +14,7 @@ from typing import Any
 import ctranslate2
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jobs.artifacts import ArtifactStore
 from jobs.generate.convert import convert
@@ -302,3 +303,24 @@ def test_the_converted_model_is_cached_and_mended(store: ArtifactStore, untraine
     assert draws_of(engine_of(store, model, tmp_path / "c", compute_type="int8"), 1, [[BEGIN]]) == first
     assert store.read(cache, store.manifest(cache).file("config.json"))
     assert store.bucket.head(f"{cache}/model.bin").size > 1000  # type: ignore[union-attr]
+
+
+def test_a_model_trained_again_under_its_id_is_converted_again(
+    store: ArtifactStore, untrained: MadeModel, tmp_path: Path
+) -> None:
+    """``--force`` gives a model other weights and the same id: the cache must not hide them."""
+    ref = untrained.put(store)
+    old = store.manifest(ref)
+    cache = f"cache/ctranslate2/{old.id}/int8"
+    engine_of(store, ref, tmp_path / "a", compute_type="int8")
+    before = store.manifest(cache).file("model.bin").sha256
+    store.download(ref, tmp_path / "changed")
+    weights = load_file(tmp_path / "changed" / "model.safetensors")
+    weights["transformer.wte.weight"] = weights["transformer.wte.weight"] * 0.5
+    save_file(weights, tmp_path / "changed" / "model.safetensors", metadata={"format": "pt"})
+    store.remove(ref)
+    writer = store.writer(ref)
+    writer.put_folder(tmp_path / "changed")
+    writer.commit(stage=old.stage, spec=old.spec, inputs=old.inputs, info=old.info)
+    engine_of(store, ref, tmp_path / "b", compute_type="int8")
+    assert store.manifest(cache).file("model.bin").sha256 != before
