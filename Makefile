@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := build/tools
+# Tests in as many processes as there are cores, and not more than four: many of them start processes of their own.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test bench lint types contracts requirements images sbom audit clean help
 

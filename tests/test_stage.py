@@ -242,7 +242,7 @@ def test_an_answer_may_be_another_artefact(stage: Stage, store: ArtifactStore) -
 def test_an_input_that_does_not_verify_is_bad_data(stage: Stage, store: ArtifactStore) -> None:
     source = SampleSpec(name="source").ref()
     assert stage.run({"name": "source"}).code == 0
-    store.bucket.put_bytes(f"{source}/1.bin", b"x" * 1000)
+    store.bucket.put_bytes(f"{source}/1.bin", b"xy" * 500)  # the file is one byte many times over
     result = stage.run({"source": source}, run="next")
     assert result.code == 65
     assert f"{source}/1.bin is damaged" in result.last

@@ -39,6 +39,7 @@ KEPT = (
     "trainer_state.json",
     "journal.json",
 )
+NEEDED = ("optimizer.pt", "scheduler.pt", "trainer_state.json", "journal.json")  # nothing is resumed without them
 BEST = "best"  # the folder within a checkpoint that holds the best weights, when they are not the checkpoint's own
 FAILURES = 3  # uploads in a row that may fail before the training gives up
 
@@ -172,7 +173,10 @@ class Uploader:
         ref = f"{folder_of(self._run)}/{step}"
         self._store.remove(ref)  # nobody must see a mixture of an old one and the new one
         writer = self._store.writer(ref)
-        for file in sorted(f for pattern in KEPT for f in folder.glob(pattern)):
+        found = sorted(f for pattern in KEPT for f in folder.glob(pattern))
+        if missing := set(NEEDED) - {f.name for f in found}:
+            raise TemporaryError(f"checkpoint {step} lacks {', '.join(sorted(missing))}")
+        for file in found:
             writer.put_file(file, file.name)
         if best is not None:
             for file in sorted(best.iterdir()):

@@ -159,6 +159,9 @@ class PostTrainer(Trainer):  # type: ignore[misc]
             self.keeper.interrupted = True
             if self.at_start:
                 raise Ended  # the checkpoint that this attempt began with says all there is to say
+            # Not to be tried again at the end of the Trainer's loop: that would write this checkpoint a second time,
+            # into the folder that is being uploaded.
+            self.control.should_evaluate = False
             self.control.should_save = self.control.should_training_stop = True
             return {}
         plan.journal.evaluation_due = False

@@ -171,7 +171,7 @@ def test_a_server_that_restarts_in_the_middle(tmp_path: Path) -> None:
         place._url = server.url
         cluster = place.cluster(cluster_settings())
         cluster.create(JOB)
-        server.fault(".", "refuse", times=4)
+        server.fault(".", "refuse", times=3)
         server.fault("watch=true", "drop", times=2, lines=1)
         assert watch_through(cluster)[-1] is JobState.SUCCEEDED
 

@@ -89,4 +89,6 @@ def test_packing_time_is_not_quadratic() -> None:
 
     seconds(2_000)
     small = min(seconds(20_000) for _ in range(3))
-    assert seconds(160_000) < 8 * small * 4
+    # Eight times the posts: 16 times the seconds, most of it for what the processor's caches do not hold any more;
+    # 64 times, were it quadratic.
+    assert min(seconds(160_000) for _ in range(2)) < 40 * small

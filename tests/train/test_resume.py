@@ -53,6 +53,7 @@ def last_step(attempt: Fork) -> int:
     return max((int(s) for s in re.findall(r"step (\d+): loss", attempt.text)), default=0)
 
 
+@pytest.mark.slow
 def test_sigterm_keeps_the_step_and_sigkill_at_most_an_interval(
     store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -90,7 +91,9 @@ def test_a_signal_during_the_evaluation_puts_it_off(
     first.wait_for("evaluating at step 14")
     assert first.end(signal.SIGTERM) == 143
     assert committed(store, "one") == [14]
+    assert first.text.count("evaluating at step 14") == first.text.count("checkpoint 14 is in the bucket") == 1
     second = Fork(spec, s3_env, tmp_path, run="one")
+    second.wait_for("resuming at step 14")
     assert second.end() == 0, second.text
     assert weights(store, spec.ref()) == expected
 
@@ -116,7 +119,10 @@ def test_twenty_random_kills_change_nothing(store: ArtifactStore, s3_env: dict[s
                     break
             attempt.wait(draw.uniform(0.0, 0.1))
         code = attempt.end(number)
-        assert code in (143, -signal.SIGKILL), attempt.text  # it never gets as far as the end
+        assert "is not whole" not in attempt.text
+        # It never gets as far as the end; a SIGTERM that comes before there is a handler ends the process at once.
+        early = code == -signal.SIGTERM and not attempt.lines
+        assert early or code in (143, -signal.SIGKILL), attempt.text
         kills += 1
         assert store.find(spec.ref()) is None
         kept = max(committed(store, "one") + committed(store, "two"), default=0)

@@ -76,6 +76,7 @@ def test_two_processes_give_the_losses_of_one(store: ArtifactStore, s3_env: dict
     assert b"blocks of" in store.bucket.get_bytes("runs/several/train/log.txt")
 
 
+@pytest.mark.slow
 def test_a_signal_reaches_all_processes_and_a_lost_one_ends_the_others(
     store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path
 ) -> None:
