@@ -16,7 +16,7 @@ import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import TemporaryError, TrainSpec
-from jobs.train.checkpoints import Uploader
+from jobs.train.checkpoints import NEEDED, Uploader
 from tests.conftest import S3Server, stage_env
 from tests.train import hooks
 from tests.train.datasets import make_dataset
@@ -143,7 +143,8 @@ def test_a_bucket_out_of_reach_is_borne_twice(store: ArtifactStore, s3_env: dict
     def save(step: int, to: Any) -> None:
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
-        (folder / "journal.json").write_text("{}")
+        for name in NEEDED:
+            (folder / name).write_text("{}")
         store.bucket.client = to
         uploader.submit(folder, step, None)
         uploader._thread.join() if uploader._thread else None
