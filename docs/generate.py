@@ -44,7 +44,8 @@ def type_of(annotation: Any) -> str:
     if arguments:
         return " or ".join(dict.fromkeys(type_of(a) for a in arguments if a is not type(None)))
     names = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}
-    return names.get(annotation.__name__, annotation.__name__)
+    name = str(annotation.__name__)
+    return names.get(name, name)
 
 
 def limits_of(field: FieldInfo) -> str:
@@ -107,8 +108,8 @@ def estimates() -> str:
     rows = []
     for name in ("rugpt3small_based_on_gpt2", "rugpt3medium_based_on_gpt2", "rugpt3large_based_on_gpt2"):
         work = Work(tokens=10_000_000, epochs=1, block_size=256, batch_size=8)
-        for label, options in (("all weights", {}), ("LoRA, r = 16", {"lora_rank": 16})):
-            found = {g: estimate(SHAPES[name], work, on=GPUS[g], **options) for g in ("t4", "rtx4090", "a100")}
+        for label, rank in (("all weights", None), ("LoRA, r = 16", 16)):
+            found = {g: estimate(SHAPES[name], work, on=GPUS[g], lora_rank=rank) for g in ("t4", "rtx4090", "a100")}
             one = next(iter(found.values()))
             hours = [f"{e.hours:.2f}" + ("" if e.fits else " (does not fit)") for e in found.values()]
             rows.append(
