@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -111,3 +112,20 @@ def test_settings_and_profiles_of_the_pages_load(tmp_path: Path) -> None:
         file = tmp_path / "bugurt.toml"
         file.write_text(block.text, encoding="utf-8")
         load(file)
+
+
+def test_json_has_the_fields_of_the_page(place: Project) -> None:
+    place.ok("submit", "scrape", "--source", "posts.txt", "--wait")
+    run = place.json("runs")[0]
+    status = place.json("status", run["run"])
+    pages = {
+        "bugurt runs --json": run,
+        "bugurt status RUN --json": status,
+        "bugurt doctor --json": json.loads(place.run("doctor", "--json").stdout)[0],
+    }
+    text = (ROOT / "docs" / "json.md").read_text(encoding="utf-8")
+    for command, found in pages.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{command}`"))
+        named = set(re.findall(r"`(\w+)`", row.split("|")[2])) - {"ok", "warn", "fail"}
+        assert named == set(found), command
+    assert set(re.findall(r"`(\w+)`", text.split("of `status`: ")[1].split(". ")[0])) == set(status["stages"][0])

@@ -63,6 +63,17 @@ def test_promises_name_tests_that_are_there() -> None:
         assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"
 
 
+def test_sentences_of_the_troubleshooting_page_are_the_codes() -> None:
+    sources = [f for folder in ("cli", "jobs") for f in (ROOT / folder).rglob("*.py")]
+    code = re.sub(r'"\s*f?"', "", "".join(f.read_text(encoding="utf-8") for f in sources))
+    table = (DOCS / "troubleshooting.md").read_text(encoding="utf-8").partition("## By symptom")[2]
+    found = re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    assert found
+    for sentence in found:
+        for part in re.split(r"…|\d+|validation", sentence):  # what the code fills in
+            assert part.strip(" ;") in code, sentence
+
+
 def test_benchmarks_that_are_named_are_there() -> None:
     for name in re.findall(r"python -m benchmarks\.(\w+)", (DOCS / "performance.md").read_text(encoding="utf-8")):
         assert (ROOT / "benchmarks" / f"{name}.py").is_file()
