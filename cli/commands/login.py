@@ -80,7 +80,7 @@ def login(
     save_session(values | ({"BUGURT_TELEGRAM_PROXY": proxy} if proxy else {}), place, settings)
     say(f"logged in as {account.name}; the session is in {describe(place, settings)}")
     say("whoever has it has the account: keep it to yourself, and use it from one place at a time", err=True)
-    next_commands("bugurt submit scrape --channel @name", "bugurt logout")
+    next_commands("bugurt submit scrape --source @name", "bugurt logout")
 
 
 def logout(

@@ -216,7 +216,7 @@ def explain_loading(error: Exception, source: str, revision: str | None, *, loca
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         return ConfigError(
             f"the model {name} is not here and HF_HUB_OFFLINE forbids to fetch it: run 'bugurt mirror {source}' where "
-            "there is internet and train with --base-model, or unset HF_HUB_OFFLINE"
+            f"there is internet and train with --model {source}, or unset HF_HUB_OFFLINE"
         )
     if any(isinstance(c, hf.RevisionNotFoundError) for c in causes):
         return ConfigError(f"the hub's model {source} has no revision {revision}")
@@ -229,7 +229,7 @@ def explain_loading(error: Exception, source: str, revision: str | None, *, loca
     if any(isinstance(c, hf.LocalEntryNotFoundError | hf.OfflineModeIsEnabled | ConnectionError) for c in causes):
         return ConfigError(
             f"the hub cannot be reached to fetch {name}: allow egress to huggingface.co, or run "
-            f"'bugurt mirror {source}' where there is internet and train with --base-model"
+            f"'bugurt mirror {source}' where there is internet and train with --model {source}"
         )
     return ConfigError(f"the model {name} cannot be loaded: {text}")
 
