@@ -138,11 +138,15 @@ class Uploader:
 
     def wait(self) -> None:
         """Wait for the upload that is under way, if any; raises as ``submit``."""
+        self.settle()
+        if self._error is not None and (self._failed >= FAILURES or isinstance(self._error, ConfigError)):
+            raise self._error
+
+    def settle(self) -> None:
+        """Wait for the upload that is under way, however it ends."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        if self._error is not None and (self._failed >= FAILURES or isinstance(self._error, ConfigError)):
-            raise self._error
 
     def finish(self) -> None:
         """Wait for the last upload and raise what went wrong with it, if anything did."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import ConfigError, DataError, Interrupted, TrainSpec
+from jobs.specs import BugurtError, ConfigError, DataError, Interrupted, TrainSpec
 from jobs.style import STYLE_FILE, Style
 from jobs.train import checkpoints, export
 from jobs.train.data import Blocks, fetch_blocks, steps_for
@@ -110,7 +110,12 @@ def train(work: Work) -> Result | None:
         )
     precision = precision_of(spec)
     session = Session(work, settings, style, tokenizer, blocks, held_out, characters, journal, uploader, precision)
-    trainer, base = session.run(resumed)
+    try:
+        trainer, base = session.run(resumed)
+    except BugurtError:
+        if uploader is not None:
+            uploader.settle()  # the last checkpoint before what went wrong is still on its way
+        raise
     keeper = trainer.keeper
     if keeper.interrupted:
         if uploader is not None:
