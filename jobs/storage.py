@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import logging
 import mimetypes
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import boto3
 import botocore.exceptions as bx
@@ -26,6 +30,9 @@ from jobs.streams import MIB, Ranges, UploadStream, open_source
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 PART_SIZE = 16 * MIB  # of a multipart transfer; 10,000 parts, S3's limit, then hold 156 GiB
 STREAM_PARTS = 3  # parts of a stream on their way at a time: with one being filled, 64 MiB of memory
@@ -58,6 +65,9 @@ _BAD_SETTINGS = (
     bx.NoAuthTokenError,
     bx.SSLError,
 )
+#: What the server got is not what was sent: damaged or cut off on the way.
+_DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
+_TRIES = 4  # of what botocore does not try again by itself
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 
 
@@ -147,6 +157,8 @@ def _client_error(error: bx.ClientError, doing: str, settings: S3Settings) -> Bu
         return ConfigError(
             f"{doing}: bucket {settings.bucket!r} does not exist at {where}; create it or set BUGURT_S3_BUCKET"
         )
+    if code == "NoSuchUpload":  # it was finished or thrown away, by a request whose answer was lost perhaps
+        return TemporaryError(f"{doing}: {where} does not know the upload (any more); try again")
     if code in _MISSING or status == 404:
         return NotFoundError(f"{doing}: not in bucket {settings.bucket!r}")
     if code in _BAD_CREDENTIALS or status == 401:
@@ -203,7 +215,7 @@ class Bucket:
         )
         session = boto3.session.Session(profile_name=s.profile)
         region = s.region or session.region_name or ("us-east-1" if s.endpoint else None)
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=s.endpoint,
             region_name=region,
@@ -213,6 +225,9 @@ class Bucket:
             verify=s.ca_bundle,
             config=config,
         )
+        for operation in ("PutObject", "UploadPart"):
+            client.meta.events.register(f"before-call.s3.{operation}", _add_digest)
+        return client
 
     @contextlib.contextmanager
     def _errors(self, doing: str) -> Iterator[None]:
@@ -248,26 +263,37 @@ class Bucket:
     def get_bytes(self, path: str, *, max_size: int = SMALL_OBJECT) -> bytes:
         """A small object whole. Raises NotFoundError, or DataError when it is larger than ``max_size``."""
         with self._errors(f"reading {path}"):
-            for attempt in range(4):
+            seen: set[str] = set()
+            for attempt in range(_TRIES):
                 try:
                     answer = self.client.get_object(Bucket=self.settings.bucket, Key=self.key(path))
                     if answer["ContentLength"] > max_size:
                         answer["Body"].close()
                         raise DataError(f"{self.url(path)} has more than {max_size} bytes; it is not ours")
-                    return answer["Body"].read()
+                    data = answer["Body"].read()
                 except (bx.IncompleteReadError, bx.ResponseStreamingError, bx.ReadTimeoutError, OSError):
-                    if attempt == 3:  # botocore retries the request, but not the reading of the body
+                    if attempt == _TRIES - 1:  # botocore retries the request, but not the reading of the body
                         raise
+                    continue
+                # Most servers' ETag is the MD5 of a small object. Where it is something else (encrypted objects),
+                # the same bytes come twice; bytes that were damaged on the way do not.
+                digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+                if digest == answer.get("ETag", "").strip('"') or digest in seen:
+                    return data
+                seen.add(digest)
+            raise TemporaryError(f"reading {path}: the bytes change from one reading to the next")
         raise AssertionError("unreachable")
 
     def put_bytes(self, path: str, data: bytes, *, content_type: str | None = None) -> None:
         """Write a small object."""
         with self._errors(f"writing {path}"):
-            self.client.put_object(
-                Bucket=self.settings.bucket,
-                Key=self.key(path),
-                Body=data,
-                ContentType=content_type or content_type_of(path),
+            _arrived(
+                lambda: self.client.put_object(
+                    Bucket=self.settings.bucket,
+                    Key=self.key(path),
+                    Body=data,
+                    ContentType=content_type or content_type_of(path),
+                )
             )
 
     def head(self, path: str) -> ObjectInfo | None:
@@ -337,6 +363,16 @@ class Bucket:
             stamp = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         return parsedate_to_datetime(stamp) if stamp else datetime.now(UTC)
 
+    def storage_time(self) -> datetime:
+        """The clock by which the storage dates objects, which what answers before it need not share; writes one."""
+        path = f"leases/clock-{secrets.token_hex(8)}"
+        self.put_bytes(path, b"")
+        try:
+            found = self.head(path)
+        finally:
+            self.delete([path])
+        return found.modified if found is not None else self.server_time()
+
     def open_uploads(self, under: str = "") -> Iterator[tuple[str, str, datetime]]:
         """Multipart uploads that nobody finished: (path, upload id, when it began)."""
         cut = len(self.key("")) if self.prefix else 0
@@ -362,13 +398,15 @@ class Bucket:
     def upload_file(self, local: Path, path: str, progress: Callable[[int], None] | None = None) -> None:
         """Upload a file, in parallel parts when it is large. ``progress`` gets bytes as they go out."""
         with self._errors(f"uploading {path}"):
-            self.client.upload_file(
-                str(local),
-                self.settings.bucket,
-                self.key(path),
-                ExtraArgs={"ContentType": content_type_of(path)},
-                Callback=progress,
-                Config=self._transfer,
+            _arrived(
+                lambda: self.client.upload_file(
+                    str(local),
+                    self.settings.bucket,
+                    self.key(path),
+                    ExtraArgs={"ContentType": content_type_of(path)},
+                    Callback=progress,
+                    Config=self._transfer,
+                )
             )
 
     def ranges(self, path: str, size: int, *, ahead: int = RANGES_AHEAD, at_once: bool = True) -> Ranges:
@@ -423,6 +461,37 @@ class Bucket:
     def create(self, path: str) -> UploadStream:
         """Write an object of any size as a stream; it exists once ``close`` has returned."""
         return UploadStream(lambda source: self.put_stream(path, source))
+
+
+def _add_digest(params: dict[str, Any], **rest: Any) -> None:
+    """Send the body's MD5 along, which every S3 server checks: what it keeps is then what was sent.
+
+    The signature covers the body only where there is no TLS, and not every server checks it even then.
+    """
+    body = params["body"]
+    digest = hashlib.md5(usedforsecurity=False)
+    if isinstance(body, bytes | bytearray):
+        digest.update(body)
+    else:
+        start = body.tell()
+        while chunk := body.read(MIB):
+            digest.update(chunk)
+        body.seek(start)
+    params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode("ascii")
+
+
+def _arrived(send: Callable[[], T]) -> T:
+    """Send it, and again when it was damaged on the way, which botocore does not count among what may pass."""
+    for attempt in range(_TRIES):
+        try:
+            return send()
+        except (bx.ClientError, Boto3Error) as error:
+            cause = error if isinstance(error, bx.ClientError) else error.__cause__ or error.__context__
+            code = cause.response.get("Error", {}).get("Code") if isinstance(cause, bx.ClientError) else None
+            if attempt == _TRIES - 1 or not (code in _DAMAGED or code == "NoSuchUpload"):
+                raise
+            log.warning("sending it again: %s", _one_line(cause))
+    raise AssertionError("unreachable")
 
 
 def content_type_of(path: str) -> str:

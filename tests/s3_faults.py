@@ -5,9 +5,18 @@
 - ``error``: 500 InternalError; ``slow_down``: 503 SlowDown; ``denied``: 403 AccessDenied;
 - ``full``: 507, a storage without space;
 - ``reset``: the request is read and the connection reset;
+- ``lost``: the request has its effect, and the connection is reset before the answer;
+- ``half_upload``: the server gets half of the request's body, and the connection ends;
+- ``corrupt_upload``: the server gets the request's body with one byte changed;
+- ``clock``: 403 RequestTimeTooSkewed, what a server says to a machine whose clock is wrong;
+- ``stall``: the answer comes after two seconds;
 - ``truncate``: the headers promise the whole body, half of it comes, the connection closes;
 - ``corrupt``: the body with one byte changed;
 - ``trickle``: the body in small pieces with pauses.
+
+``weather`` (method, target) may name a fault for any request that no armed one hits; ``skew`` is added, in seconds,
+to the Date of all answers: the clock of what stands before a storage is not always the storage's own. ``spot`` (the
+body's length) chooses the byte that is changed: the last one, if nobody else is named.
 
 The signature covers the Host header, which is passed on as it came, so the server accepts it.
 """
@@ -32,7 +41,9 @@ _ERRORS = {
     "slow_down": (503, "SlowDown"),
     "denied": (403, "AccessDenied"),
     "full": (507, "InsufficientStorage"),
+    "clock": (403, "RequestTimeTooSkewed"),
 }
+STALL = 2.0  # seconds
 _HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
 
 
@@ -63,6 +74,9 @@ class FaultyS3:
     requests: list[tuple[str, str]] = field(default_factory=list)
     broken: list[tuple[str, str, str]] = field(default_factory=list)
     endpoint: str = ""
+    weather: Callable[[str, str], str | None] | None = None
+    skew: float = 0.0
+    spot: Callable[[int], int] = lambda length: length - 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def break_next(self, kind: str, *, method: str = "", contains: str = "", times: int = 1) -> Fault:
@@ -86,7 +100,10 @@ class FaultyS3:
                     fault.hits += 1
                     self.broken.append((fault.kind, method, target))
                     return fault.kind
-        return None
+            kind = self.weather(method, target) if self.weather is not None else None
+            if kind is not None:
+                self.broken.append((kind, method, target))
+            return kind
 
 
 @contextmanager
@@ -113,6 +130,10 @@ class _Server(ThreadingHTTPServer):
         """Clients that go away are what this proxy is for."""
 
 
+def _flipped(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
 def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
     address = urlsplit(proxy.upstream)
 
@@ -126,13 +147,15 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             kind = proxy.choose(self.command, self.path)
             if kind == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.close_connection = True
-                self.connection.close()
+                self._reset()
                 return
             if kind in _ERRORS:
                 self._refuse(*_ERRORS[kind])
                 return
+            if kind == "stall":
+                time.sleep(STALL)  # slowness is the fault itself
+            if kind == "corrupt_upload" and body:
+                body = _flipped(body, proxy.spot(len(body)))
             upstream = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
             try:
                 upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -141,11 +164,18 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
                         upstream.putheader(name, value)
                 if body or self.command in ("PUT", "POST"):
                     upstream.putheader("Content-Length", str(len(body)))
+                if kind == "half_upload":
+                    upstream.endheaders(body[: len(body) // 2] or None)
+                    self._reset()
+                    return
                 upstream.endheaders(body or None)
                 answer = upstream.getresponse()
                 data = answer.read()
             finally:
                 upstream.close()
+            if kind == "lost":
+                self._reset()
+                return
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() not in (_HOP | {"date", "server"}):
@@ -155,9 +185,17 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             self._send(data, kind)
 
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return super().date_time_string((time.time() if timestamp is None else timestamp) + proxy.skew)
+
+        def _reset(self) -> None:
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.close_connection = True
+            self.connection.close()
+
         def _send(self, data: bytes, kind: str | None) -> None:
             if kind == "corrupt" and data:
-                data = data[:-1] + bytes([data[-1] ^ 1])
+                data = _flipped(data, proxy.spot(len(data)))
             if kind == "truncate":
                 self.wfile.write(data[: len(data) // 2])
                 self.close_connection = True

@@ -379,3 +379,90 @@ def test_the_same_code_speaks_to_another_server(no_aws: Path, tmp_path: Path) ->
         assert list(bucket.list()) == []
     finally:
         server.stop()
+
+
+# -- what is damaged on the way
+
+
+def test_what_is_damaged_on_its_way_up_is_sent_again(
+    s3_env: dict[str, str], faults: FaultyS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the signature nor the size tells; the digest that goes along does."""
+    bucket, straight = bucket_of(s3_env, ENDPOINT=faults.endpoint), bucket_of(s3_env)
+    local = tmp_path / "file"
+    local.write_bytes(os.urandom(3_000_000))
+    for send, path, data in (
+        (lambda: bucket.put_bytes("small", b"bytes"), "small", b"bytes"),
+        (lambda: bucket.upload_file(local, "large"), "large", local.read_bytes()),
+    ):
+        faults.break_next("corrupt_upload", method="PUT", times=2)
+        send()
+        assert straight.get_bytes(path) == data
+    assert len(faults.broken) == 4
+    faults.break_next("corrupt_upload", method="PUT", times=100)
+    assert "BadDigest" in ends_in(TemporaryError, lambda: bucket.put_bytes("never", b"bytes"))
+    assert straight.head("never") is None
+
+
+def test_parts_of_a_large_upload_are_checked_too(s3_env: dict[str, str], faults: FaultyS3, tmp_path: Path) -> None:
+    local = tmp_path / "file"
+    local.write_bytes(os.urandom(17 * 2**20))
+    bucket = bucket_of(s3_env, ENDPOINT=faults.endpoint)
+    faults.break_next("corrupt_upload", method="PUT", contains="partNumber=2")
+    bucket.upload_file(local, "large")
+    assert faults.broken
+    with bucket.open("large", local.stat().st_size) as stream:
+        assert stream.read() == local.read_bytes()
+
+
+def test_an_upload_whose_end_was_not_heard_of_is_no_missing_object(
+    s3_env: dict[str, str], faults: FaultyS3, tmp_path: Path
+) -> None:
+    """The server has finished the upload, the answer is lost, and boto3 asks once more: it knows no such upload."""
+    local = tmp_path / "file"
+    local.write_bytes(os.urandom(17 * 2**20))
+    bucket = bucket_of(s3_env, ENDPOINT=faults.endpoint)
+    faults.break_next("lost", method="POST", contains="uploadId=")
+    bucket.upload_file(local, "large")
+    assert [kind for kind, *_ in faults.broken] == ["lost"]
+    found = bucket.head("large")
+    assert found is not None
+    assert found.size == local.stat().st_size
+    faults.break_next("lost", method="POST", contains="uploadId=")
+    with pytest.raises(TemporaryError, match="does not know the upload"), bucket.create("stream") as stream:
+        stream.write(local.read_bytes())  # what was streamed is gone: the stage must do it again
+
+
+def test_small_objects_that_are_damaged_on_their_way_down_are_read_again(
+    s3_env: dict[str, str], faults: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket_of(s3_env, ENDPOINT=faults.endpoint)
+    bucket.put_bytes("manifest", b'{"a": 1}')
+    faults.break_next("corrupt", method="GET", contains="manifest", times=2)
+    # The last byte is damaged alike both times, which is what an object looks like whose ETag is no MD5.
+    assert bucket.get_bytes("manifest") == b'{"a": 1|'
+    faults.clear()
+    faults.break_next("corrupt", method="GET", contains="manifest")
+    assert bucket.get_bytes("manifest") == b'{"a": 1}'
+    real = bucket.client.get_object
+    monkeypatch.setattr(bucket.client, "get_object", lambda **k: {**real(**k), "ETag": '"encrypted"'})
+    assert bucket.get_bytes("manifest") == b'{"a": 1}'
+
+
+def test_an_answer_that_cannot_be_read_is_asked_for_again(s3_env: dict[str, str], faults: FaultyS3) -> None:
+    bucket = bucket_of(s3_env, ENDPOINT=faults.endpoint)
+    bucket.put_bytes("a", b"")
+    faults.spot = lambda length: 1
+    faults.break_next("corrupt", method="GET", contains="list-type", times=3)
+    assert [o.path for o in bucket.list()] == ["a"]
+    assert len(faults.broken) == 3
+    faults.break_next("corrupt", method="GET", contains="list-type", times=100)
+    assert "answered 500" in ends_in(TemporaryError, lambda: list(bucket.list()))
+
+
+def test_the_storages_clock_is_not_that_of_the_answer(s3_env: dict[str, str], faults: FaultyS3) -> None:
+    bucket = bucket_of(s3_env, ENDPOINT=faults.endpoint)
+    faults.skew = 3600
+    ahead = (bucket.server_time() - bucket.storage_time()).total_seconds()
+    assert 3500 < ahead < 3700
+    assert list(bucket.list()) == []
