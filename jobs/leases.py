@@ -4,7 +4,11 @@ Some S3 servers ignore conditional writes, so the lease needs nothing but a stro
 S3 has promised since December 2020: whoever wants the lease writes a claim of its own, lists the claims, and
 holds the lease only if no other living claim is there; otherwise it withdraws, waits a random while and tries
 again. If two claims are written before either list, both see two and both withdraw; if one lists first, the
-other sees it. So two never hold it together. Age is measured with the server's clock alone.
+other sees it. So two never hold it together.
+
+The age of others' claims is measured by the clock that dates them: the time of the own claim, which was written a
+moment ago, tells what that clock shows. The Date of an answer only tells how much time has gone by since: a proxy
+before the storage may set it by another clock. This machine's own clock is of no account.
 
 A holder that was out of touch for long (a dead network, a suspended machine) may have been judged dead meanwhile,
 so it asks before it goes on: ``ensure``.
@@ -22,6 +26,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -79,24 +84,35 @@ class Lease:
         self._thread: threading.Thread | None = None
         self._renewing = threading.Lock()
         self._renewed = time.monotonic()
+        self._date: datetime | None = None  # the server's Date when the own claim was written
+        self._skew: timedelta | None = None  # by which the Date is ahead of the clock that dates claims
 
     def _new_path(self) -> str:
         return f"{self._folder}{uuid.uuid4().hex}.json"
 
-    def _others(self, *ours: str) -> list[ObjectInfo]:
-        """Living claims that are not ours; dead ones are removed on the way."""
-        claims = [c for c in self._bucket.list(self._folder) if c.path != self._path and c.path not in ours]
-        if not claims:
-            return []
-        now = self._bucket.server_time()
+    def _put(self) -> None:
+        """Write the own claim."""
+        self._renewed = time.monotonic()
+        self._bucket.put_bytes(self._path, self._body)
+        self._date = self._bucket.server_time()
+        self._skew = None
+
+    def _look(self, *ours: str) -> tuple[bool, list[ObjectInfo]]:
+        """Whether the own claim is there, and the living claims that are not ours; dead ones are removed."""
+        claims = list(self._bucket.list(self._folder))
+        own = next((c for c in claims if c.path == self._path), None)
+        if own is not None and self._skew is None and self._date is not None:
+            self._skew = self._date - own.modified
         living: list[ObjectInfo] = []
         dead: list[ObjectInfo] = []
-        for claim in claims:
-            expired = (now - claim.modified).total_seconds() > self._ttl
+        others = [c for c in claims if c.path != self._path and c.path not in ours]
+        now = self._bucket.server_time() - self._skew if others and self._skew is not None else None
+        for claim in others:
+            expired = now is not None and (now - claim.modified).total_seconds() > self._ttl
             (dead if expired or self._died_here(claim) else living).append(claim)
         if dead:
             self._bucket.delete(c.path for c in dead)
-        return living
+        return own is not None, living
 
     def _read(self, claim: ObjectInfo) -> dict[str, object]:
         try:
@@ -117,13 +133,14 @@ class Lease:
         """Wait for the lease and take it."""
         told = False
         while True:
-            if not self._others():
-                self._renewed = time.monotonic()
-                self._bucket.put_bytes(self._path, self._body)
-                if not self._others():
+            # What others' claims are worth can be told only once an own one has shown the storage's clock.
+            if self._date is None or not self._look()[1]:
+                self._put()
+                there, others = self._look()
+                if there and not others:
                     break
                 self._bucket.delete([self._path])
-            others = self._others()
+            others = self._look()[1]
             if others and self._waiting is not None:
                 holder = str(self._read(others[0]).get("holder", "another process"))
                 self._waiting(f"waiting: {holder[:200]} is at work on the same thing")
@@ -153,19 +170,20 @@ class Lease:
             if self._stop.is_set() or self.lost.is_set():
                 return
             began = time.monotonic()
-            claim = self._bucket.head(self._path)
-            if claim is None:  # judged dead and removed
+            if self._bucket.head(self._path) is None:  # judged dead and removed
                 self.lost.set()
                 return
-            age = (self._bucket.server_time() - claim.modified).total_seconds()
+            # While a machine is suspended its own clocks stand still, but not the server's.
+            age = (self._bucket.server_time() - self._date).total_seconds() if self._date else 0.0
             if max(age, began - self._renewed) <= self._ttl * LATE:
-                self._bucket.put_bytes(self._path, self._body)
+                self._put()
             else:
                 # Somebody may be about to remove this claim. A new one follows the rule for everybody: it holds
                 # only if no other is there.
                 before, self._path = self._path, self._new_path()
-                self._bucket.put_bytes(self._path, self._body)
-                if self._others(before):
+                self._put()
+                there, others = self._look(before)
+                if others or not there:
                     self.lost.set()
                     self._bucket.delete([before, self._path])
                     return

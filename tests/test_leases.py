@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import pytest
 from jobs.artifacts import ArtifactStore
 from jobs.leases import Lease, lease_name
 from jobs.specs import Interrupted, TemporaryError
-from jobs.storage import Bucket
+from jobs.storage import Bucket, ObjectInfo
 from tests.conftest import ROOT, S3Server
 from tests.s3_faults import FaultyS3, faulty_s3, retry_without_pauses
 
@@ -149,6 +150,19 @@ def at(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     monkeypatch.setattr(bucket, "server_time", lambda: real() + timedelta(seconds=seconds))
 
 
+def aged(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let the claims that are there have been written so many seconds earlier."""
+    there = set(claims(bucket))
+    real = bucket.list
+
+    def listed(under: str = "") -> Iterator[ObjectInfo]:
+        for info in real(under):
+            earlier = timedelta(seconds=seconds if info.path in there else 0)
+            yield replace(info, modified=info.modified - earlier)
+
+    monkeypatch.setattr(bucket, "list", listed)
+
+
 def test_a_claim_dies_by_the_servers_clock_alone(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     path = elsewhere(bucket)
     with pytest.raises(Interrupted, match="run far is at work"):
@@ -156,12 +170,50 @@ def test_a_claim_dies_by_the_servers_clock_alone(bucket: Bucket, monkeypatch: py
     monkeypatch.setattr(time, "time", lambda: 4e9)  # this machine's clock is of no account
     with pytest.raises(Interrupted):
         Lease(bucket, "thing", holder="me", waiting=give_up).acquire()
-    at(bucket, monkeypatch, 50)
+    aged(bucket, monkeypatch, 50)
     with pytest.raises(Interrupted):
         Lease(bucket, "thing", holder="me", waiting=give_up).acquire()
-    at(bucket, monkeypatch, 15)
+    aged(bucket, monkeypatch, 15)
     lease = held(bucket, waiting=give_up)
     assert path not in claims(bucket)
+    lease.release()
+
+
+@pytest.mark.parametrize("seconds", [-3600, -90, 90, 3600])
+def test_a_date_that_is_not_the_storages_kills_no_claim_and_keeps_no_dead_one(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """A proxy before the storage may set the Date of answers by a clock of its own."""
+    at(bucket, monkeypatch, seconds)
+    lease = held(bucket)
+    (ours,) = claims(bucket)
+    body = bucket.get_bytes(ours)
+    bucket.put_bytes(ours, body.replace(b'"host": "', b'"host": "elsewhere-'))  # so that only its age can tell
+    with pytest.raises(Interrupted, match="me is at work"):
+        Lease(bucket, "thing", holder="you", waiting=give_up).acquire()
+    lease.ensure(ask=True)
+    assert claims(bucket) == [ours]
+    lease.release()
+    path = elsewhere(bucket)
+    aged(bucket, monkeypatch, 61)
+    held(bucket, waiting=give_up).release()
+    assert path not in claims(bucket)
+
+
+def test_a_claim_that_was_removed_before_it_was_seen_holds_nothing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, removed = bucket.put_bytes, []
+
+    def put(path: str, data: bytes) -> None:
+        real(path, data)
+        if not removed:
+            removed.append(path)
+            bucket.delete([path])
+
+    monkeypatch.setattr(bucket, "put_bytes", put)
+    lease = held(bucket)
+    assert removed and len(claims(bucket)) == 1
     lease.release()
 
 
@@ -170,7 +222,7 @@ def test_damaged_claims_count_until_they_are_old(bucket: Bucket, monkeypatch: py
         bucket.put_bytes(f"leases/thing/{number}.json", body)
     with pytest.raises(Interrupted, match="another process is at work"):
         Lease(bucket, "thing", holder="me", waiting=give_up).acquire()
-    at(bucket, monkeypatch, 61)
+    aged(bucket, monkeypatch, 61)
     held(bucket, waiting=give_up).release()
     assert claims(bucket) == []
 
