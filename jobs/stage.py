@@ -341,7 +341,6 @@ class _Process(Generic[S]):
         sentence, code = explain(error)
         if self._debug:
             log.debug("%s", "".join(traceback.format_exception(error)))
-        self._forget_threads()  # the sentence is the last line
         log.error("%s", sentence)
         if self._progress is not None and self._progress.started:
             retry_after = error.retry_after if isinstance(error, TemporaryError) else None
@@ -349,17 +348,12 @@ class _Process(Generic[S]):
             self._progress.finish(state, message=sentence, exit_code=int(code), retry_after=retry_after)
         return code
 
-    @staticmethod
-    def _forget_threads() -> None:
-        """From now on threads that are left, an upload for one, fail because the ground is taken from under them."""
-        threading.excepthook = lambda args: None
-
     def close(self) -> None:
         """Send the rest of the log and leave nothing behind."""
-        self._forget_threads()
         if self._shipper is not None:
             self._shipper.close()
         logging.shutdown()
+        logging.disable()  # else a thread that is left would open log.txt anew, which raises where its folder is gone
         if self._workdir is not None:
             shutil.rmtree(self._workdir, ignore_errors=True)
         for stream in (sys.stdout, sys.stderr):

@@ -147,7 +147,7 @@ def test_a_bucket_out_of_reach_is_borne_twice(store: ArtifactStore, s3_env: dict
             (folder / name).write_text("{}")
         store.bucket.client = to
         uploader.submit(folder, step, None)
-        uploader._thread.join() if uploader._thread else None
+        uploader.settle()
         assert not folder.exists()
 
     save(1, nowhere)
