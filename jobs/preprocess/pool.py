@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import TypeVar
 
+from jobs.sockets import make_room
 from jobs.specs import TemporaryError
 
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class Workers:
         self.count = count
         self._pool: ProcessPoolExecutor | None = None
         if count > 1:
+            make_room()
             context = multiprocessing.get_context("forkserver")  # this process has threads: a plain fork may hang
             context.set_forkserver_preload([preload])
             self._pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import specs
+from jobs.sockets import make_room
 from jobs.specs import BugurtError, Interrupted, TemporaryError, TrainSpec
 from jobs.train.topology import Topology
 
@@ -50,6 +51,7 @@ class Parent:
     def __init__(self, report: Callable[..., None], stop: threading.Event) -> None:
         self.told = Told()
         self._report, self._stop = report, stop
+        make_room()
         self._listener = Listener(family="AF_UNIX")
         self._connections: list[Connection] = []
         self._lock = threading.Lock()
