@@ -25,7 +25,16 @@ from jobs import __version__
 from jobs.leases import TTL as LEASE_TTL
 from jobs.leases import Lease, lease_name
 from jobs.manifest import MANIFEST, FileEntry, Manifest, safe_path
-from jobs.specs import ID_LENGTH, KINDS, DataError, Interrupted, NotFoundError, describe
+from jobs.specs import (
+    ID_LENGTH,
+    KINDS,
+    BugurtError,
+    DataError,
+    Interrupted,
+    NotFoundError,
+    TemporaryError,
+    describe,
+)
 from jobs.storage import Bucket, ObjectInfo, S3Settings
 from jobs.streams import MIB, Ranges, UploadStream, open_source
 
@@ -142,10 +151,22 @@ class ArtifactStore:
         return f"{entry.artifact or ref}/{entry.path}"
 
     def open(self, ref: str, entry: FileEntry) -> BinaryIO:
-        """A file as a stream in bounded memory; raises DataError at its end if the bytes are not the manifest's."""
+        """A file as a stream in bounded memory.
+
+        At its end it raises, if the bytes are not the manifest's: DataError when those in the bucket are not, which
+        a second look tells, and TemporaryError when they were damaged on the way.
+        """
         key = self.key_of(ref, entry)
+        where = self.bucket.url(key)
+
+        def look_again() -> None:
+            with self.bucket.ranges(key, entry.size) as ranges:
+                verified = _Verified(ranges, entry, where)
+                while verified.next():
+                    pass
+
         ranges = self.bucket.ranges(key, entry.size, ahead=1, at_once=False)
-        return open_source(_Verified(ranges, entry, self.bucket.url(key)))
+        return open_source(_Verified(ranges, entry, where, look_again))
 
     def read(self, ref: str, entry: FileEntry, *, max_size: int = 256 * MIB) -> bytes:
         """A file's bytes, verified. Raises DataError when it is larger than ``max_size`` bytes."""
@@ -241,9 +262,17 @@ class ArtifactStore:
             yield advance
 
 
+class _Damaged(DataError):  # noqa: N818  # as DataError reads to a user
+    """Bytes that are not the manifest's; ``sha256`` tells which they were."""
+
+    def __init__(self, message: str, sha256: str) -> None:
+        super().__init__(message)
+        self.sha256 = sha256
+
+
 def _verify(sha256: str, size: int, entry: FileEntry, where: str) -> None:
     if (sha256, size) != (entry.sha256, entry.size):
-        raise DataError(f"{where} is damaged: its {size} bytes are not the {entry.size} that the manifest names")
+        raise _Damaged(f"{where} is damaged: its {size} bytes are not the {entry.size} that the manifest names", sha256)
 
 
 def _twice(fetch: Callable[[], T]) -> T:
@@ -254,7 +283,18 @@ def _twice(fetch: Callable[[], T]) -> T:
         raise
     except DataError as error:
         log.warning("%s; reading it once more", error)
+        first = error
+    try:
         return fetch()
+    except _Damaged as error:
+        raise _judge(first, error) from None
+
+
+def _judge(first: DataError, second: _Damaged) -> BugurtError:
+    """What two damaged readings mean: bytes that differ were damaged on the way, and another try may succeed."""
+    if isinstance(first, _Damaged) and first.sha256 != second.sha256:
+        return TemporaryError(f"{second}; it was read twice, and the bytes differ: they are damaged on the way")
+    return second
 
 
 def _order(entry: FileEntry) -> tuple[bool, str]:
@@ -265,8 +305,11 @@ def _order(entry: FileEntry) -> tuple[bool, str]:
 class _Verified:
     """Ranges that are hashed as they come; the last one is given out only if all of them are the manifest's bytes."""
 
-    def __init__(self, ranges: Ranges, entry: FileEntry, where: str) -> None:
-        self._ranges, self._entry, self._where = ranges, entry, where
+    def __init__(
+        self, ranges: Ranges, entry: FileEntry, where: str, look_again: Callable[[], None] | None = None
+    ) -> None:
+        """``look_again`` reads everything once more and raises if that is damaged, too."""
+        self._ranges, self._entry, self._where, self._look_again = ranges, entry, where, look_again
         self._digest = hashlib.sha256()
         self._size = 0
 
@@ -275,8 +318,22 @@ class _Verified:
         self._digest.update(data)
         self._size += len(data)
         if self._size >= self._entry.size:
-            _verify(self._digest.hexdigest(), self._size, self._entry, self._where)
+            try:
+                _verify(self._digest.hexdigest(), self._size, self._entry, self._where)
+            except _Damaged as error:
+                if self._look_again is None:
+                    raise
+                raise self._told(error, self._look_again) from None
         return data
+
+    @staticmethod
+    def _told(first: _Damaged, look_again: Callable[[], None]) -> BugurtError:
+        """What was given out cannot be taken back; but whether another try is of use can be told."""
+        try:
+            look_again()
+        except _Damaged as second:
+            return _judge(first, second)
+        return TemporaryError(f"{first}; read once more they are right: they were damaged on the way")
 
     def close(self) -> None:
         self._ranges.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import json
 import logging
 import subprocess
@@ -432,6 +433,26 @@ def test_bytes_damaged_on_the_way_are_read_once_more_and_no_oftener(
         with pytest.raises(DataError, match=r"c\.bin is damaged"):
             read()
     assert [p.name for p in (tmp_path / "never").rglob("*") if p.is_file()] == ["a.txt"]
+
+
+def test_bytes_that_are_damaged_in_another_way_each_time_may_be_right_the_next(
+    faults: FaultyS3, shaky: ArtifactStore, tmp_path: Path
+) -> None:
+    """The bucket's own bytes are right then: it is no bad input, and the stage is tried again."""
+    made = make(shaky)
+    entry = made.file("b/c.bin")
+    spots = itertools.count()
+    faults.spot = lambda length: next(spots) % length
+    faults.break_next("corrupt", method="GET", contains="c.bin", times=99)
+    for read in (lambda: shaky.open(REF, entry).read(), lambda: shaky.download(REF, tmp_path / "never")):
+        with pytest.raises(TemporaryError, match=r"c\.bin is damaged.*the bytes differ"):
+            read()
+    assert [p.name for p in (tmp_path / "never").rglob("*") if p.is_file()] == ["a.txt"]
+    faults.clear()
+    faults.break_next("corrupt", method="GET", contains="c.bin")
+    with pytest.raises(TemporaryError, match=r"read once more they are right"):
+        shaky.open(REF, entry).read()
+    assert shaky.open(REF, entry).read() == b"C" * 1000
 
 
 def test_a_server_that_stays_broken_leaves_no_commit_and_no_parts(
