@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore
-from jobs.specs import KINDS
+from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore, ObjectInfo
+from jobs.specs import KINDS, DataError
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Collected:
 def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collected:
     """Reclaim what is older than so many seconds by the server's clock."""
     bucket = store.bucket
-    now = bucket.server_time()
+    now = bucket.server_time() if dry_run else bucket.storage_time()
     found = Collected()
 
     def old(moment: datetime, limit: float = older_than) -> bool:
@@ -32,9 +32,20 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
     for kind in KINDS:
         for name in list(bucket.folders(f"{kind}/")):
             ref = f"{kind}/{name}"
-            if ref in held or any(h.startswith(f"{ref}/") for h in held) or bucket.head(f"{ref}/{MANIFEST}"):
+            if ref in held or any(h.startswith(f"{ref}/") for h in held):
                 continue
             objects = list(bucket.list(f"{ref}/"))
+            if any(o.path == f"{ref}/{MANIFEST}" for o in objects):
+                strays = [(o.path, o.size) for o in _strays(store, ref, objects) if old(o.modified)]
+                if strays:
+                    _remove(
+                        store,
+                        found,
+                        f"{ref}/  ({len(strays)} file{'s' * (len(strays) > 1)} that it does not list)",
+                        strays,
+                        dry_run,
+                    )
+                continue
             if objects and all(old(o.modified) for o in objects):
                 _remove(store, found, f"{ref}/  (never committed)", [(o.path, o.size) for o in objects], dry_run)
     for run in list(bucket.folders("runs/")):
@@ -56,6 +67,20 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
             if not dry_run:
                 bucket.abort_upload(path, upload)
     return found
+
+
+def _strays(store: ArtifactStore, ref: str, objects: list[ObjectInfo]) -> list[ObjectInfo]:
+    """What a process that was killed right behind its commit left in an artefact's folder: parts, cursors."""
+    if len(objects) == 1:
+        return []
+    try:
+        manifest = store.find(ref)
+    except DataError:
+        return []  # what it listed cannot be told any more
+    if manifest is None:
+        return []
+    listed = {f"{ref}/{f.path}" for f in manifest.files if f.artifact is None} | {f"{ref}/{MANIFEST}"}
+    return [o for o in objects if o.path not in listed]
 
 
 def _remove(store: ArtifactStore, found: Collected, line: str, objects: list[tuple[str, int]], dry_run: bool) -> None:

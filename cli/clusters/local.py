@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.clusters.base import JobRequest, JobState, JobStatus, LogLine
+from cli.clusters.supervisor import left_behind
 from cli.settings import Settings
 from jobs.specs import FATAL_CODES, ConfigError, ExitCode
 
@@ -93,6 +94,7 @@ class LocalCluster:
     def _lock_new(self, job: Path, request: JobRequest) -> int | None:
         """The lock of a Job that needs a supervisor, its folder made; None when there is nothing to start."""
         if not job.is_dir():
+            self.sweep()
             fresh = self.folder / f".{request.name}.{os.getpid()}.{time.monotonic_ns()}"
             fresh.mkdir(mode=0o700)
             (fresh / "job.json").write_text(json.dumps(self._describe(request)), encoding="utf-8")
@@ -112,6 +114,28 @@ class LocalCluster:
             os.close(lock)
             return None
         return lock
+
+    def sweep(self) -> None:
+        """Remove temporary files of killed processes whose Job nobody has started again."""
+        for job in sorted(self.folder.glob("*")) if self.folder.is_dir() else ():
+            if job.name.startswith("."):  # a Job that was being made by a process that is gone
+                maker = job.name.split(".")[-2]
+                if not Path(f"/proc/{maker}").exists():
+                    shutil.rmtree(job, ignore_errors=True)
+                continue
+            if not (job / "tmp").exists():
+                continue
+            try:
+                lock = os.open(job / "lock", os.O_RDWR)
+            except OSError:
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                list(left_behind(job))
+            except BlockingIOError:
+                continue  # its supervisor sees to that
+            finally:
+                os.close(lock)
 
     def _describe(self, request: JobRequest) -> dict[str, Any]:
         module = "cli.driver" if request.component == "driver" else f"jobs.{request.component}"

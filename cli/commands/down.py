@@ -30,5 +30,6 @@ def down(
         raise ConfigError(f"run {running[0].run} is still running; `bugurt cancel {running[0].run}` first, or --force")
     for job in sorted(running, key=lambda j: j.component != "driver"):
         cluster.delete(job.name)
+    cluster.sweep()
     stopped = local_s3.stop(settings.state)
     say("the local S3 server has stopped" if stopped else "no local S3 server was running")

@@ -25,7 +25,12 @@ def gc(
     from cli.output import say, size
     from cli.places import open_store
 
-    found = collect(open_store(options.settings()), older_than * 3600, dry_run=dry_run)
+    settings = options.settings()
+    found = collect(open_store(settings), older_than * 3600, dry_run=dry_run)
+    if settings.cluster.kind == "local" and not dry_run:
+        from cli.clusters.local import LocalCluster
+
+        LocalCluster.from_settings(settings, dict).sweep()
     for line in found.lines:
         say(f"{'would remove' if dry_run else 'removed'}  {line}")
     say(f"{len(found.lines)} things, {size(found.size)}{' (dry run)' if dry_run else ''}")

@@ -56,3 +56,36 @@ def test_work_in_progress_is_left_alone(store: ArtifactStore) -> None:
     with store.lease(f"{ref}/part-00001", holder="shard 1"):
         collect(store, 0.0, dry_run=False)
         assert f"{ref}/part-00000.jsonl" in paths(store)
+
+
+def test_what_was_left_behind_a_commit_goes(store: ArtifactStore) -> None:
+    """A batch's parts and a scrape's cursor go with the commit; a process that is killed right there leaves them."""
+    batch, posts, child = "batch/" + "a" * 20, "posts/" + "b" * 20, "posts/" + "c" * 20
+    writer = store.writer(batch)
+    writer.put_bytes("part-00000.jsonl", b"{}")
+    writer.commit(stage="generate", spec={})
+    part = store.writer(f"{batch}/parts/00-00000")
+    part.put_bytes("posts.jsonl", b"{}")
+    part.commit(stage="generate-part", spec={})
+    writer = store.writer(posts)
+    shard = writer.put_bytes("part-00000.parquet", b"x")
+    writer.commit(stage="scrape", spec={})
+    writer = store.writer(child)
+    writer.adopt(shard.model_copy(update={"artifact": posts}))
+    writer.commit(stage="scrape", spec={}, parent=posts)
+    store.bucket.put_bytes(f"{posts}/.state.json", b"{}")
+    damaged = "model/" + "d" * 20
+    store.bucket.put_bytes(f"{damaged}/manifest.json", b"{")
+    store.bucket.put_bytes(f"{damaged}/model.safetensors", b"x")
+    before = paths(store)
+    assert collect(store, 3600.0, dry_run=False).lines == [], "everything is new"
+    with store.lease(batch, holder="run r"):
+        found = collect(store, 0.0, dry_run=False)
+    assert before - paths(store) == {f"{posts}/.state.json"}, "somebody may be at work on the batch"
+    assert found.lines == [f"{posts}/  (1 file that it does not list)"]
+    collect(store, 0.0, dry_run=False)
+    assert before - paths(store) == {
+        f"{posts}/.state.json",
+        f"{batch}/parts/00-00000/posts.jsonl",
+        f"{batch}/parts/00-00000/manifest.json",
+    }

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -273,6 +275,65 @@ def wait_for_start(project: Project, start: int) -> None:
 
 
 OPEN: list[int] = []  # kept open, or the waiting process would read the end of the file
+
+
+def test_a_supervisor_that_takes_over_lets_the_processes_before_end_first(project: Project, slow: LocalCluster) -> None:
+    """One may be saving a checkpoint in its folder for temporary files, which is not taken from under it."""
+    stage = project.folder / "fakes" / "jobs" / "scrape.py"
+    stage.write_text(
+        "import os, pathlib, signal\n"
+        "go, tmp = os.environ['GO'], pathlib.Path(os.environ['BUGURT_WORKDIR'])\n"
+        "with open(go + '.pid', 'a') as pids:\n"
+        "    pids.write(str(os.getpid()) + '\\n')\n"
+        "start = len(open(go + '.pid').read().split())\n"
+        "def save(*_):\n"
+        "    (tmp / 'checkpoint').write_text('x')\n"
+        "    open(go + '.3').read()\n"  # how long that takes is the test's to say
+        "    os._exit(0 if (tmp / 'checkpoint').exists() else 1)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "open(f'{go}.{start}').readline()\n"
+    )
+    slow.create(request(project))
+    wait_for_start(project, 1)
+    kill_group(f"supervisor {project.folder}")
+    list(slow.watch("r-scrape-1"))
+    job = project.folder / ".bugurt" / "jobs" / "r-scrape-1"
+    saving = os.open(project.folder / "go.3", os.O_WRONLY)  # blocks until SIGTERM has reached the process
+    slow.create(request(project))
+    slow.sweep()
+    while json.loads((job / "state.json").read_text())["active"]:  # the new supervisor says that it runs nothing yet
+        time.sleep(0.01)  # a file that changes tells nobody
+    (checkpoint,) = job.glob("tmp/*/checkpoint")
+    assert len((project.folder / "go.pid").read_text().split()) == 1, "the next process waits"
+    os.close(saving)
+    answer(project, 2, 0)
+    assert last(slow) is JobState.SUCCEEDED
+    assert not checkpoint.exists() and not (job / "tmp").exists()
+
+
+def test_what_killed_processes_left_goes_with_the_next_job(project: Project, slow: LocalCluster) -> None:
+    slow.create(request(project))
+    wait_for_start(project, 1)
+    jobs = project.folder / ".bugurt" / "jobs"
+    (tmp,) = jobs.glob("r-scrape-1/tmp/*")
+    (tmp / "model.safetensors").write_bytes(b"x")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    half = jobs / f".r-train-2.{gone.pid}.123"
+    half.mkdir()
+    mine = jobs / f".r-train-2.{os.getpid()}.123"
+    mine.mkdir()
+    slow.sweep()
+    assert tmp.exists(), "its process lives"
+    kill_group(f"supervisor {project.folder}")
+    pid = int((project.folder / "go.pid").read_text().split()[0])
+    while Path(f"/proc/{pid}").exists():
+        time.sleep(0.01)  # no child of ours: nothing tells of its end
+    assert tmp.exists()
+    slow.create(replace(request(project), name="r-scrape-2"))
+    assert not tmp.exists() and not half.exists() and mine.exists()
+    answer(project, 2, 0)
+    assert list(slow.watch("r-scrape-2"))[-1].state is JobState.SUCCEEDED
 
 
 def test_deleting_stops_the_process_and_removes_the_job(project: Project, slow: LocalCluster) -> None:
