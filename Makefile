@@ -7,7 +7,11 @@ TOOLS := build/tools
 # Tests in as many processes as there are cores, and not more than four: many of them start processes of their own.
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test bench lint types contracts requirements images sbom audit clean help
+# Rounds of chaos, some 20 seconds each.
+ROUNDS ?= 20
+SEED ?= 1
+
+.PHONY: demo test chaos bench lint types contracts requirements images sbom audit clean help
 
 help:  ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +37,9 @@ contracts: $(STAMP)
 
 test: lint types contracts  ## lint, types, import contracts and tests
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+chaos: $(STAMP)  ## pipelines under faults and kills: ROUNDS=1000 of them, the first with SEED=1
+	$(BIN)/python -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
 
 bench: $(STAMP)  ## ratios against named peers, measured in the same run
 	$(BIN)/python -m benchmarks

@@ -1,0 +1,217 @@
+"""One round from its beginning to its verdict."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cli.clusters.base import JobState
+from tests.chaos import checks
+from tests.chaos.kills import Killer, wait_until_gone
+from tests.chaos.plan import Plan, Weather
+from tests.chaos.world import ROOT, World, driver, goes_on, manifests, new_world
+from tests.projects import Project
+from tests.scrape.conftest import telegram_env
+from tests.telegram.api import Api
+from tests.telegram.channel import make_channel
+from tests.telegram.faults import HISTORY, Faults, cut, delay, flood
+from tests.telegram.server import ServerThread, TelegramServer
+from tests.test_pipeline import QUICK
+
+POSTS = 160  # of the sample channel
+MESSAGES = 700  # of the invented channel at Telegram
+CALM = 120.0  # seconds in which a pipeline must reach its end once nothing disturbs it
+MAKES = {"scrape": "posts", "preprocess": "dataset", "train": "model", "generate": "batch"}
+PIPELINE = ("submit", "pipeline", "--source", "export.json", "--model", "scratch:tiny", "--count", "16", *QUICK)
+SCRAPE = (
+    "submit", "scrape", "--source", "@bugurt_test",
+    "--set", "scrape.as_of=2026-01-01T00:00:00Z",
+    "--set", "scrape.shard_posts=100",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What undisturbed runs made: the bucket's folder, and its artefacts' digests."""
+
+    bucket: Path
+    pipeline: checks.Contents
+    telegram: checks.Contents
+
+
+@dataclass
+class Result:
+    """How a round went."""
+
+    plan: Plan
+    seconds: float = 0.0
+    faults: dict[str, int] = field(default_factory=dict)
+    kills: dict[str, int] = field(default_factory=dict)
+    requests: int = 0
+    submissions: int = 0
+    violations: list[str] = field(default_factory=list)
+
+
+def export() -> str:
+    """The first posts of the sample channel as a Desktop export."""
+    whole = json.loads((ROOT / "examples" / "channel" / "result.json").read_text(encoding="utf-8"))
+    whole["messages"] = whole["messages"][:POSTS]
+    return json.dumps(whole, ensure_ascii=False)
+
+
+@contextmanager
+def telegram(faults: Faults) -> Iterator[dict[str, str]]:
+    """A Telegram with the invented channel; gives the variables of a session."""
+    server = TelegramServer(Api(make_channel(1, MESSAGES)), faults=faults)
+    with ServerThread(server) as running:
+        yield telegram_env(running.server)
+
+
+def make_reference(folder: Path) -> Reference:
+    """Run everything once, undisturbed."""
+    kept = folder / "reference"
+    with telegram(Faults()) as env, new_world(folder / "undisturbed") as world:
+        project = world.add_project("project", export(), env)
+        project.ok(*PIPELINE, "--wait")
+        pipeline = checks.contents(world.bucket)
+        project.ok(*SCRAPE, "--wait")
+        everything = checks.contents(world.bucket)
+        problems = [*checks.whole(world.bucket), *checks.posts_once(world.bucket), *checks.tidy(world)]
+        assert not problems, problems
+        shutil.copytree(world.bucket, kept)
+    shutil.rmtree(kept / "runs")
+    return Reference(kept, pipeline, {k: v for k, v in everything.items() if k not in pipeline})
+
+
+def play(plan: Plan, reference: Reference, base: Path) -> Result:
+    """One round. What went against the promises stands in the result's ``violations``."""
+    result = Result(plan)
+    began = time.monotonic()
+    folder = base / f"round-{plan.seed}"
+    weather = Weather(plan)
+    with ExitStack() as stack:
+        faults = Faults(delay(0.02, HISTORY), cut(after_bytes=500, every=7, method=HISTORY), flood(1, at=4))
+        env = stack.enter_context(telegram(faults)) if plan.telegram else {}
+        world = stack.enter_context(new_world(folder, lambda bucket: _fill(bucket, plan, reference)))
+        for name in ("one", "two")[: plan.twins]:
+            project = world.add_project(name, export(), env)
+            if plan.small_disk:
+                world.limit_disk(project, 3)
+        killer = Killer(plan, folder, {world.server.pid})
+        world.proxy.weather, world.proxy.skew, world.proxy.spot = weather, plan.skew, weather.spot
+        killer.start()
+        _drive(world, plan, began + plan.storm, _nothing)
+        killer.stop.set()
+        killer.join()
+        weather.clear()
+        world.widen_disks()
+        disturbed = len(world.said)
+        if not _drive(world, plan, time.monotonic() + CALM, result.violations.append):
+            result.violations.append(f"no end {CALM:.0f} s after the last fault")
+        result.violations += _after(world, plan, reference)
+        result.faults, result.kills = dict(weather.counts), dict(killer.sent)
+        result.requests = len(world.proxy.requests)
+        result.submissions = sum(1 for name, _ in world.said[:disturbed] if "submit" in name)
+    result.seconds = time.monotonic() - began
+    if not result.violations:
+        shutil.rmtree(folder)
+    return result
+
+
+def _nothing(sentence: str) -> None:
+    """During a storm anything may fail."""
+
+
+def _fill(bucket: Path, plan: Plan, reference: Reference) -> None:
+    """The undisturbed bucket without the artefacts that the round is to make."""
+    shutil.copytree(reference.bucket, bucket, dirs_exist_ok=True)
+    for stage in plan.make:
+        for place in (bucket / MAKES[stage]).glob("*"):
+            shutil.rmtree(place)
+    if not plan.cache and (bucket / "cache").exists():
+        shutil.rmtree(bucket / "cache")
+    if plan.make[0] == "scrape":
+        shutil.rmtree(bucket / "source")
+
+
+def _arguments(plan: Plan, number: int) -> tuple[str, ...]:
+    more: tuple[str, ...] = ("--name", "second") if number and plan.seed % 2 else ()
+    if plan.telegram:
+        return (*SCRAPE, *more)
+    workers = ("--set", f"preprocess.workers={plan.workers}")
+    return (*PIPELINE, *workers, "--shards", str(plan.shards), *more)
+
+
+def _drive(world: World, plan: Plan, deadline: float, fault: Callable[[str], None]) -> bool:
+    """Submit, and submit again what failed, until all pipelines are at their end; False when time runs out.
+
+    ``fault`` hears of submissions that fail, and of pipelines that fail more often than what was under way before
+    may explain.
+    """
+    failures = {p.folder: 0 for p in world.projects}
+    waiting = dict(enumerate(world.projects))
+    while waiting and time.monotonic() < deadline:
+        for number, project in list(waiting.items()):
+            job = driver(project)
+            if goes_on(job):
+                continue
+            if job is not None and job.state is JobState.SUCCEEDED:
+                del waiting[number]
+                continue
+            if job is not None and job.state is JobState.FAILED:
+                failures[project.folder] += 1
+                if failures[project.folder] > 1:
+                    fault(f"{project.folder.name}: {job.name} failed in calm weather: {job.reason}")
+                    return True
+            done = world.run(project, *_arguments(plan, number), "--detach")
+            if done.returncode:
+                fault(f"{project.folder.name}: submit ended with {done.returncode}: {done.stderr[-400:]}")
+            elif "everything was found" in done.stdout:
+                del waiting[number]
+        time.sleep(0.1)  # the Jobs' state is in files
+    return not waiting
+
+
+def _after(world: World, plan: Plan, reference: Reference) -> list[str]:
+    found: list[str] = []
+    left = wait_until_gone(world.folder, {world.server.pid}, 20)
+    found += [f"process {pid} is left: {command[:200]}" for pid, command in left.items()]
+    if plan.telegram:
+        # The artefacts of the pipeline that were copied are none of this round's.
+        mine = {k: v for k, v in checks.contents(world.bucket).items() if k in reference.telegram}
+        found += checks.same(mine, reference.telegram)
+    else:
+        skip = reference.telegram
+        mine = {k: v for k, v in checks.contents(world.bucket).items() if k not in skip}
+        found += checks.same(mine, reference.pipeline)
+    found += checks.whole(world.bucket)
+    found += checks.posts_once(world.bucket)
+    found += checks.told(world, plan)
+    found += checks.tidy(world)
+    found += _statuses(world)
+    found += [f"{sentence} (after gc)" for sentence in checks.reclaimed(world)]
+    found += [f"{sentence} (after gc)" for sentence in checks.whole(world.bucket)]
+    return found
+
+
+def _statuses(world: World) -> Iterator[str]:
+    """What the user is told is what is there."""
+    made = {f"{body['kind']}/{body['id']}": body for _, body in manifests(world.bucket)}
+    for project in world.projects:
+        for run in _json(project, "runs"):
+            status = _json(project, "status", run["run"])
+            if status["state"] != "succeeded":
+                yield f"{project.folder.name}: run {run['run']} is {status['state']}: {status['message']}"
+            for stage in status["stages"]:
+                if stage["artifact"] not in made:
+                    yield f"{project.folder.name}: {run['run']}: {stage['stage']} tells of {stage['artifact']}"
+
+
+def _json(project: Project, *arguments: str) -> Any:
+    return project.json(*arguments)
