@@ -157,8 +157,9 @@ class Driver:
         raise StageFailed(f"{stage}: {status.message}", int(code))
 
     def save(self) -> None:
-        """Write ``status.json``."""
-        save_status(self.store, self.status)
+        """Write ``status.json``, unless a later attempt has: its driver may be that of another machine."""
+        if load_status(self.store, self.record.run).attempt <= self.status.attempt:
+            save_status(self.store, self.status)
 
 
 def drive(store: ArtifactStore, cluster: Cluster, run: str, *, owner: str | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cli.clusters.base import JobRequest, JobState, JobStatus, LogLine
+from cli.driver import Driver
 from cli.runs import load_record, load_status
 from cli.settings import Settings
 from cli.submission import Submitted, plan, record_for, submit, unfinished_run
@@ -155,3 +156,20 @@ def test_two_submissions_at_the_same_moment_end_in_one_record(store: ArtifactSto
     for thread in threads:
         thread.join()
     assert len(set(runs)) == 1 and len({r.name for r in cluster.created}) == 1
+
+
+def test_a_driver_of_an_earlier_attempt_does_not_have_the_last_word(store: ArtifactStore) -> None:
+    """Two machines that submitted the same run have a driver each; the run's status is that of the later one."""
+    spec = RunSpec(scrape=ScrapeSpec(source=SOURCE))
+    first = send(store, Recorder(), spec).record
+    second = send(store, Recorder(), spec).record
+    assert (first.run, first.attempt, second.attempt) == (second.run, 1, 2)
+    earlier, later = (Driver(store, Recorder(), record) for record in (first, second))
+    earlier.save()
+    assert load_status(store, first.run).attempt == 1
+    later.status.state = "succeeded"
+    later.save()
+    earlier.status.state = "failed"
+    earlier.save()
+    found = load_status(store, first.run)
+    assert (found.attempt, found.state) == (2, "succeeded")
