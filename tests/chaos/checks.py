@@ -90,7 +90,9 @@ def posts_once(bucket: Path) -> Iterator[str]:
 
 def told(world: World, plan: Plan) -> Iterator[str]:
     """Nothing that passes by itself was called final, and no internal error or traceback was shown."""
-    texts = [(name, done.stdout + done.stderr, done.returncode) for name, done in world.said]
+    texts: list[tuple[str, str, int | None]] = [
+        (name, done.stdout + done.stderr, done.returncode) for name, done in world.said
+    ]
     for project in world.projects:
         for job in sorted((project.folder / ".bugurt" / "jobs").glob("*/job.json")):
             code = None
