@@ -94,6 +94,7 @@ def play(plan: Plan, reference: Reference, base: Path) -> Result:
     result = Result(plan)
     began = time.monotonic()
     folder = base / f"round-{plan.seed}"
+    shutil.rmtree(folder, ignore_errors=True)  # what an earlier playing of this seed left for people to look at
     weather = Weather(plan)
     with ExitStack() as stack:
         faults = Faults(delay(0.02, HISTORY), cut(after_bytes=500, every=7, method=HISTORY), flood(1, at=4))
