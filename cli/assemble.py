@@ -15,6 +15,7 @@ from jobs.specs import (
     SPECS,
     STAGE_VERSIONS,
     RunSpec,
+    ScrapeSpec,
     SpecError,
     StageName,
     digest_id,
@@ -87,19 +88,29 @@ def build_run(
     stages: Sequence[StageName],
     options: Mapping[str, Mapping[str, Any]],
     assignments: Sequence[str],
+    also: Sequence[Mapping[str, Any]] = (),
 ) -> RunSpec:
-    """The run's spec, validated. ``options``: values of the command's own options, by stage."""
+    """The run's spec, validated.
+
+    ``options``: values of the command's own options, by stage; ``also``: the sources of further scrapes, which are
+    like the first in all else.
+    """
     given = parse_settings(assignments, stages)
     specs: dict[str, Any] = {}
+    named = [n for n in ("channel", "source") if n in given.get("scrape", {})]
+    if also and named:
+        raise SpecError(f"--set scrape.{named[0]} names one channel, and there are several --source; leave it out")
     for stage in stages:
         fields: dict[str, Any] = {**getattr(settings, stage), **_set(options.get(stage, {})), **given.get(stage, {})}
         if stage in ("preprocess", "train"):
             fields.update(resolve_model(store, fields))
         specs[stage] = fields
+    others = [{**specs["scrape"], "channel": None, "source": None, **found} for found in also]
     if "preprocess" in specs and "train" in specs:
         _agree(specs["preprocess"], specs["train"])
     for stage in stages:
         specs[stage] = parse_spec(SPECS[stage], specs[stage], stage)
+    specs["also"] = tuple(parse_spec(ScrapeSpec, fields, "scrape") for fields in others)
     return parse_spec(RunSpec, specs, "the run")
 
 

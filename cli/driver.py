@@ -3,6 +3,9 @@
 All state is Jobs and bucket, so the driver can be killed after any call and started again. For each stage: if the
 artefact is there, go on; else create its Job by its deterministic name (or adopt it) and wait for its end. It runs
 as ``python -m cli.driver --run RUN``: on one machine as a process, in a cluster as a Job of its own.
+
+A run of several channels has a scrape for each. They take turns, as the Telegram session is used from one place at a
+time; one that fails for good does not keep the others from being read.
 """
 
 from __future__ import annotations
@@ -26,10 +29,11 @@ from cli.runs import (
     load_record,
     load_status,
     save_status,
+    step_env,
     with_input,
 )
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, ExitCode, StageName
+from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, ExitCode
 
 log = logging.getLogger("cli.driver")
 MAX_REVIVALS = 5  # times that a Job which lost its supervisor, or was deleted, is created again
@@ -54,48 +58,57 @@ class Driver:
         self.owner = owner
         before = load_status(store, record.run)
         self.status = RunStatus(run=record.run, state="running", attempt=record.attempt)
-        for stage in record.spec.stages():
-            kept = before.stages.get(stage)
+        for step in record.spec.steps():
+            kept = before.stages.get(step)
             same = kept is not None and before.attempt == record.attempt
-            self.status.stages[stage] = kept if same and kept else StageStatus()
+            self.status.stages[step] = kept if same and kept else StageStatus()
 
     def run(self) -> None:
         """All stages. Raises StageFailed, or what the bucket and the cluster raise."""
         ref: str | None = None
-        for stage in self.record.spec.stages():
-            spec = with_input(self.record.spec.spec(stage), stage, ref)
-            ref = self.stage(stage, spec)
+        failed: list[StageFailed] = []
+        for step, spec in self.record.spec.steps().items():
+            try:
+                ref = self.step(step, with_input(spec, ref))
+            except StageFailed as error:
+                if not self.record.spec.also or error.code not in FATAL_CODES:
+                    raise
+                log.error("%s", error)
+                failed.append(error)
+        if failed:
+            more = f"; and {len(failed) - 1} more channels" if len(failed) > 1 else ""
+            raise StageFailed(f"{failed[0]}{more}", failed[0].code)
         self.status.state, self.status.message, self.status.exit_code = "succeeded", "", 0
         self.save()
 
-    def stage(self, stage: StageName, spec: AnyStageSpec) -> str:
+    def step(self, step: str, spec: AnyStageSpec) -> str:
         """See to it that a stage's artefact is there; returns its reference."""
-        status = self.status.stages[stage]
+        status = self.status.stages[step]
         wanted = spec.ref()
         for _ in range(MAX_REVIVALS + 1):
-            manifest = self.find(stage, wanted)
+            manifest = self.find(step, spec, wanted)
             if manifest is not None:
-                return self.settle(stage, status, manifest)
-            job = self.create(stage, spec, wanted)
-            self.note(stage, status, job)
+                return self.settle(step, status, manifest)
+            job = self.create(step, spec, wanted)
+            self.note(step, status, job)
             for job in self.cluster.watch(job.name):  # noqa: B020  # the newest word counts
-                self.note(stage, status, job)
+                self.note(step, status, job)
             if job.state is JobState.FAILED:
-                self.fail(stage, status, job)
+                self.fail(step, status, job)
             # Succeeded: the artefact is there now. Gone or without a supervisor: ask again.
-        manifest = self.find(stage, wanted)
+        manifest = self.find(step, spec, wanted)
         if manifest is not None:
-            return self.settle(stage, status, manifest)
-        message = f"the Job of {stage} ended without its artefact {wanted}"
+            return self.settle(step, status, manifest)
+        message = f"the Job of {step} ended without its artefact {wanted}"
         status.state, status.message = "failed", message
         raise StageFailed(message, int(ExitCode.INTERNAL))
 
-    def find(self, stage: StageName, wanted: str) -> Manifest | None:
+    def find(self, step: str, spec: AnyStageSpec, wanted: str) -> Manifest | None:
         """The artefact if it is there: under its own id, or under the one that the stage answered with."""
         manifest = self.store.find(wanted)
-        if manifest is None and stage == "scrape":
+        if manifest is None and spec.stage == "scrape":
             # A scrape that finds nothing new commits nothing: its answer is the artefact it would have added to.
-            progress = load_progress(self.store, self.record.run, stage)
+            progress = load_progress(self.store, self.record.run, step)
             answer = progress.get("artifact")
             if progress.get("state") == "succeeded" and isinstance(answer, str) and answer != wanted:
                 return self.store.find(answer)
@@ -103,22 +116,23 @@ class Driver:
             return None
         return manifest
 
-    def create(self, stage: StageName, spec: AnyStageSpec, wanted: str) -> JobStatus:
+    def create(self, step: str, spec: AnyStageSpec, wanted: str) -> JobStatus:
         """Ask for the Job, or adopt it."""
         request = JobRequest(
-            name=job_name(self.record.run, stage, wanted, self.record.attempt),
+            name=job_name(self.record.run, spec.stage, wanted, self.record.attempt),
             run=self.record.run,
-            component=stage,
+            component=spec.stage,
             spec=spec.model_dump(mode="json"),
             attempt=self.record.attempt,
             shards=getattr(spec, "shards", 1),
             force=self.record.force,
             artifact=wanted,
             owner=self.owner,
+            env=step_env(step, spec),
         )
         return self.cluster.create(request)
 
-    def note(self, stage: StageName, status: StageStatus, job: JobStatus) -> None:
+    def note(self, step: str, status: StageStatus, job: JobStatus) -> None:
         """Write down how a stage stands, when that has changed."""
         waiting = job.state in (JobState.PENDING, JobState.SUSPENDED)
         message = job.reason if waiting or job.reason else ""
@@ -126,35 +140,35 @@ class Driver:
         if (status.state, status.job, status.message) != new and not job.state.finished:
             status.state, status.job, status.message = "waiting" if waiting else "running", job.name, message
             status.started = status.started or datetime.now(UTC)
-            log.info("%s: %s%s", stage, job.state.value, f" ({message})" if message else "")
+            log.info("%s: %s%s", step, job.state.value, f" ({message})" if message else "")
             self.save()
 
-    def settle(self, stage: StageName, status: StageStatus, manifest: Manifest) -> str:
+    def settle(self, step: str, status: StageStatus, manifest: Manifest) -> str:
         """Record a stage whose artefact is there."""
         ours = manifest.run == self.record.run and status.state != "found"
         status.state = "succeeded" if ours else "found"
         status.artifact, status.made_by, status.exit_code = manifest.ref, manifest.run, 0
         status.counts, status.message = dict(manifest.counts), ""
         status.started, status.finished = manifest.started, manifest.created
-        log.info("%s: %s %s", stage, "made" if ours else f"found, made by run {manifest.run}:", manifest.ref)
+        log.info("%s: %s %s", step, "made" if ours else f"found, made by run {manifest.run}:", manifest.ref)
         self.save()
         if status.job:
             counts = ", ".join(f"{k}={v}" for k, v in manifest.counts.items())
             self.cluster.annotate(status.job, {"artifact": manifest.ref, "counts": counts})
         return manifest.ref
 
-    def fail(self, stage: StageName, status: StageStatus, job: JobStatus) -> NoReturn:
+    def fail(self, step: str, status: StageStatus, job: JobStatus) -> NoReturn:
         """Record a failed stage with its own sentence, and raise StageFailed."""
-        progress = load_progress(self.store, self.record.run, stage)
+        progress = load_progress(self.store, self.record.run, step)
         for shard in range(job.shards if job.shards > 1 else 0):
             if progress.get("state") in ("failed", "interrupted"):
                 break
-            progress = load_progress(self.store, self.record.run, stage, shard)
+            progress = load_progress(self.store, self.record.run, step, shard)
         said = progress.get("message") if progress.get("state") in ("failed", "interrupted") else None
         code = job.exit_code or progress.get("exit_code") or int(ExitCode.INTERNAL)
         status.state, status.finished = "failed", datetime.now(UTC)
         status.message, status.exit_code = str(said or job.reason or "the Job failed"), int(code)
-        raise StageFailed(f"{stage}: {status.message}", int(code))
+        raise StageFailed(f"{step}: {status.message}", int(code))
 
     def save(self) -> None:
         """Write ``status.json``, unless a later attempt has: its driver may be that of another machine."""

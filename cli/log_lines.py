@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from cli.clusters.base import Cluster, LogLine
 from cli.runs import RunRecord
-from cli.view import driver_job
+from cli.view import driver_job, jobs_by_step
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, NotFoundError
 
@@ -29,7 +29,7 @@ def kept_lines(
     tail: int | None,
 ) -> Iterator[str]:
     """All lines up to now, part by part."""
-    jobs = {j.component: j.name for j in cluster.list(record.run) if j.attempt == record.attempt}
+    jobs = {step: job.name for step, job in jobs_by_step(record, cluster.list(record.run)).items()}
     for part in parts:
         lines = list(cluster.logs(jobs[part], since=since, tail=tail)) if part in jobs else []
         if not lines:
@@ -87,10 +87,10 @@ def live_lines(
             lines.put(error)
 
     def attach() -> None:
-        for job in cluster.list(record.run):
-            if job.attempt == record.attempt and job.component in parts and job.name not in started:
+        for step, job in jobs_by_step(record, cluster.list(record.run)).items():
+            if step in parts and job.name not in started:
                 started.add(job.name)
-                thread = threading.Thread(target=read, args=(job.component, job.name), daemon=True)
+                thread = threading.Thread(target=read, args=(step, job.name), daemon=True)
                 thread.start()
                 threads.append(thread)
 

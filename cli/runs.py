@@ -25,7 +25,6 @@ from jobs.specs import (
     NotFoundError,
     RunName,
     RunSpec,
-    StageName,
     canonical_json,
     describe,
 )
@@ -77,7 +76,7 @@ class RunStatus(BaseModel):
     attempt: int = 1
     message: str = ""
     exit_code: int | None = None
-    stages: dict[StageName, StageStatus] = Field(default_factory=dict)
+    stages: dict[str, StageStatus] = Field(default_factory=dict, description="by the names of the run's steps")
     updated: datetime | None = None
 
 
@@ -89,18 +88,23 @@ def slug(text: str, length: int) -> str:
 
 def run_name(spec: RunSpec, label: str, *, serial: int = 1) -> str:
     """A run's deterministic name: asking for the same thing twice gives the same name."""
-    identity = {n: [s.identity(), s.inputs()] for n in spec.stages() for s in [spec.spec(n)]}
+    identity = {n: [s.identity(), s.inputs()] for n, s in spec.steps().items()}
     digest = sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()[:6]
     tail = f"-{digest}" + (f"-{serial}" if serial > 1 else "")
     return slug(label, NAME_LENGTH - len(tail)) + tail
 
 
-def with_input(spec: AnyStageSpec, stage: StageName, ref: str | None) -> AnyStageSpec:
+def with_input(spec: AnyStageSpec, ref: str | None) -> AnyStageSpec:
     """The spec with the artefact of the stage before it filled in, where it names none itself."""
-    field = CHAIN.get(stage)
+    field = CHAIN.get(spec.stage)
     if field is None or ref is None or getattr(spec, field) is not None:
         return spec
     return spec.model_copy(update={field: ref})
+
+
+def step_env(step: str, spec: AnyStageSpec) -> dict[str, str]:
+    """What the Job of a step is told besides its spec: where its log and progress go, if not below its stage's name."""
+    return {} if step == spec.stage else {"BUGURT_STEP": step}
 
 
 def _read(store: ArtifactStore, path: str) -> bytes | None:

@@ -10,6 +10,7 @@ from jobs.artifacts import ArtifactStore, hash_file
 from jobs.specs import MAKES, STAGE_VERSIONS, DataError, SpecError, digest_id
 
 _CHANNEL = re.compile(r"^(@\w{4,32}|(https?://)?(t\.me|telegram\.me)/\S+|-100\d{5,16})$")
+_NAME = re.compile(r"^(?:@|(?:https?://)?(?:t\.me|telegram\.me)/(?:s/)?)([A-Za-z]\w{3,31})/?$")
 #: What a file is called in the bucket, by its suffix: the id then depends on content and kind alone.
 _NAMES = {
     ".json": "result.json",
@@ -36,6 +37,12 @@ class Source:
             return re.sub(r"^(https?://)?(t\.me|telegram\.me)/|^@", "", self.channel)
         assert self.file is not None
         return self.file.parent.name if self.file.name == "result.json" else self.file.stem
+
+
+def channel_key(channel: str) -> str:
+    """The same text for all ways to write a public channel: ``@Name``, ``t.me/name``, ``https://t.me/name/``."""
+    found = _NAME.match(channel)
+    return f"@{found[1].lower()}" if found else channel
 
 
 def parse_source(text: str) -> Source:

@@ -21,6 +21,7 @@ from cli.runs import (
     with_input,
 )
 from cli.settings import Settings
+from cli.sources import channel_key
 from cli.view import driver_job
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.specs import CHAIN, MAKES, AnyStageSpec, RunSpec, StageName
@@ -30,13 +31,18 @@ MAX_COMPARED = 300  # artefacts that are looked through for the nearest one
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known of one stage before it runs. ``ref`` is None while an input of it is yet to be made."""
+    """What is known of one step before it runs. ``ref`` is None while an input of it is yet to be made."""
 
-    stage: StageName
+    step: str
     spec: AnyStageSpec
     ref: str | None
     found: Manifest | None
     why: str
+
+    @property
+    def stage(self) -> StageName:
+        """The stage that does it."""
+        return self.spec.stage
 
 
 @dataclass(frozen=True)
@@ -53,12 +59,13 @@ def plan(store: ArtifactStore, spec: RunSpec) -> list[Plan]:
     plans: list[Plan] = []
     ref: str | None = None
     known = True
-    for stage in spec.stages():
-        filled = with_input(spec.spec(stage), stage, ref)
+    for step, asked in spec.steps().items():
+        stage = asked.stage
+        filled = with_input(asked, ref)
         known = known and not (stage in CHAIN and getattr(filled, CHAIN[stage]) is None)
         if not known:
             before = plans[-1].stage if plans else "its input"
-            plans.append(Plan(stage, filled, None, None, f"to be made after {before}"))
+            plans.append(Plan(step, filled, None, None, f"to be made after {before}"))
             continue
         ref = filled.ref()
         manifest = store.find(ref)
@@ -67,8 +74,8 @@ def plan(store: ArtifactStore, spec: RunSpec) -> list[Plan]:
             if manifest is None
             else f"made by run {manifest.run} from the same spec and inputs"
         )
-        plans.append(Plan(stage, filled, ref, manifest, why))
-        known = manifest is not None
+        plans.append(Plan(step, filled, ref, manifest, why))
+        known = manifest is not None or bool(spec.also)  # no channel waits for what another one gives
     return plans
 
 
@@ -169,11 +176,11 @@ def submit(
 
 
 def _all_found(record: RunRecord, plans: list[Plan]) -> RunStatus:
-    stages: dict[StageName, StageStatus] = {}
+    stages: dict[str, StageStatus] = {}
     for item in plans:
         manifest = item.found
         assert manifest is not None
-        stages[item.stage] = StageStatus(
+        stages[item.step] = StageStatus(
             state="found",
             artifact=manifest.ref,
             made_by=manifest.run,
@@ -187,21 +194,21 @@ def _all_found(record: RunRecord, plans: list[Plan]) -> RunStatus:
 
 def latest_posts(store: ArtifactStore, channel: str) -> str | None:
     """The newest posts artefact of a channel, which the next scrape adds to."""
-    found = [m for m in store.list("posts") if m.spec.get("channel") == channel]
+    wanted = channel_key(channel)
+    found = [m for m in store.list("posts") if channel_key(str(m.spec.get("channel") or "")) == wanted]
     return max(found, key=lambda m: m.created).ref if found else None
 
 
 def unfinished_run(store: ArtifactStore, spec: RunSpec) -> RunRecord | None:
-    """A run of the same live channel that has not ended: asking again means that one, not another scrape."""
+    """A run of the same live channels that has not ended: asking again means that one, not another scrape."""
     from cli.runs import all_runs
 
     def timeless(found: RunSpec) -> RunSpec:
-        assert found.scrape is not None
-        return found.model_copy(update={"scrape": found.scrape.model_copy(update={"as_of": None, "parent": None})})
+        return found.pinned(lambda scrape: {"as_of": None, "parent": None})
 
     for record, _ in all_runs(store):
-        if record.spec.scrape is None or record.spec.scrape.channel is None:
+        if not any(s.channel for s in record.spec.scrapes()) or timeless(record.spec) != timeless(spec):
             continue
-        if timeless(record.spec) == timeless(spec) and load_status(store, record.run).state in ("waiting", "running"):
+        if load_status(store, record.run).state in ("waiting", "running"):
             return record
     return None

@@ -11,12 +11,15 @@ from cli.clusters.base import Cluster, JobState, JobStatus, job_name
 from cli.output import duration
 from cli.runs import RunRecord, RunState, RunStatus, StageStatus, load_progress, load_record, load_status
 from jobs.artifacts import ArtifactStore
-from jobs.specs import StageName
+from jobs.specs import ScrapeSpec
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage's line. ``left``: seconds, as the stage estimates them; ``shards``: done of all."""
+    """One step's line: a stage, or one of the channels that are scraped, which ``source`` tells apart then.
+
+    ``left``: seconds, as the stage estimates them; ``shards``: done of all.
+    """
 
     stage: str
     state: str
@@ -27,6 +30,7 @@ class StageRow:
     shards: str
     seconds: float | None
     left: float | None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,23 +65,32 @@ def driver_job(record: RunRecord) -> str:
     return job_name(record.run, "driver", None, record.attempt)
 
 
+def jobs_by_step(record: RunRecord, jobs: Iterable[JobStatus]) -> dict[str, JobStatus]:
+    """The Jobs of the current attempt by the step that they do; ``driver`` is the driver's."""
+    names = {}
+    if record.spec.also:  # several Jobs of one stage
+        names = {
+            job_name(record.run, spec.stage, spec.ref(), record.attempt): step
+            for step, spec in record.spec.steps().items()
+        }
+    return {names.get(j.name, j.component): j for j in jobs if j.attempt == record.attempt}
+
+
 def view(store: ArtifactStore, cluster: Cluster, run: str) -> RunView:
     """Look at a run. Raises NotFoundError when there is none of this name."""
     record = load_record(store, run)
     status = load_status(store, run)
     current = status.attempt == record.attempt
     found = cluster.list(run)
-    jobs = {j.component: j for j in found if j.attempt == record.attempt}
+    jobs = jobs_by_step(record, found)
     state, message = quick_state(record, status, {j.name: j for j in found})
     driver = jobs.get("driver")
     exit_code = status.exit_code if current else None
     if exit_code is None and driver is not None:
         exit_code = driver.exit_code
     rows = tuple(
-        _row(
-            store, record, stage, status.stages.get(stage, StageStatus()) if current else StageStatus(), jobs.get(stage)
-        )
-        for stage in record.spec.stages()
+        _row(store, record, step, status.stages.get(step, StageStatus()) if current else StageStatus(), jobs.get(step))
+        for step in record.spec.steps()
     )
     return RunView(record, state, message, exit_code, rows, driver)
 
@@ -98,12 +111,11 @@ def quick_state(record: RunRecord, status: RunStatus, jobs: Mapping[str, JobStat
     return state, ""
 
 
-def _row(
-    store: ArtifactStore, record: RunRecord, stage: StageName, status: StageStatus, job: JobStatus | None
-) -> StageRow:
+def _row(store: ArtifactStore, record: RunRecord, step: str, status: StageStatus, job: JobStatus | None) -> StageRow:
+    spec = record.spec.steps()[step]
     live = status.state in ("running", "waiting") and status.job is not None
-    shards = getattr(record.spec.spec(stage), "shards", 1)
-    reports = _progress(store, record.run, stage, shards) if live or status.state == "failed" else []
+    shards = getattr(spec, "shards", 1)
+    reports = _progress(store, record.run, step, shards) if live or status.state == "failed" else []
     message = status.message
     if live and job is not None and job.reason:
         message = job.reason
@@ -113,7 +125,7 @@ def _row(
     end = status.finished or datetime.now(UTC)
     running = live and job is not None and job.state is JobState.RUNNING
     return StageRow(
-        stage=stage,
+        stage=step,
         state="running" if running else status.state,
         artifact=status.artifact,
         progress=_describe(reports) if live else ", ".join(f"{k} {v:,}" for k, v in list(status.counts.items())[:3]),
@@ -122,16 +134,17 @@ def _row(
         shards=f"{job.shards_done}/{job.shards}" if job is not None and job.shards > 1 else "",
         seconds=(end - status.started).total_seconds() if status.started and status.state != "found" else None,
         left=max(lefts) if lefts else None,
+        source=spec.channel or spec.source or "" if isinstance(spec, ScrapeSpec) and record.spec.also else "",
     )
 
 
-def _progress(store: ArtifactStore, run: str, stage: str, shards: int) -> list[dict[str, Any]]:
+def _progress(store: ArtifactStore, run: str, step: str, shards: int) -> list[dict[str, Any]]:
     if shards == 1:
-        return [load_progress(store, run, stage)]
+        return [load_progress(store, run, step)]
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda s: load_progress(store, run, stage, s), range(shards)))
+        return list(pool.map(lambda s: load_progress(store, run, step, s), range(shards)))
 
 
 def _describe(reports: Iterable[dict[str, Any]]) -> str:
@@ -156,7 +169,7 @@ def _describe(reports: Iterable[dict[str, Any]]) -> str:
 def row_cells(row: StageRow) -> tuple[str, ...]:
     """The cells of ``status``'s table."""
     return (
-        row.stage,
+        f"{row.stage}  {row.source}" if row.source else row.stage,
         row.state,
         row.shards or "-",
         str(row.attempts or "-"),

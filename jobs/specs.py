@@ -15,11 +15,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from enum import IntEnum
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 StageName = Literal["scrape", "preprocess", "train", "generate"]
 STAGES: tuple[StageName, ...] = ("scrape", "preprocess", "train", "generate")
@@ -361,9 +372,14 @@ CHAIN: dict[StageName, str] = {"preprocess": "posts", "train": "dataset", "gener
 
 
 class RunSpec(Spec):
-    """A run: the stages to do, one after the other, each on what the one before it made."""
+    """A run: the stages to do, one after the other, each on what the one before it made.
+
+    A run may read several channels, each into a posts artefact of its own; it then has no other stage, for a dataset
+    is made of one of them.
+    """
 
     scrape: ScrapeSpec | None = None
+    also: tuple[ScrapeSpec, ...] = Field((), max_length=999, description="more channels to scrape")
     preprocess: PreprocessSpec | None = None
     train: TrainSpec | None = None
     generate: GenerateSpec | None = None
@@ -376,7 +392,33 @@ class RunSpec(Spec):
         positions = [STAGES.index(n) for n in names]
         if positions != list(range(positions[0], positions[0] + len(positions))):
             raise ValueError(f"a run's stages must follow each other without a gap, not {', '.join(names)}")
+        if self.also and names != ["scrape"]:
+            raise ValueError("a run that reads several channels has the one stage 'scrape'")
+        if len({s.ref() for s in self.scrapes()}) < len(self.scrapes()):
+            raise ValueError("the same channel is asked for twice")
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A run of one channel is written as it was before there were several, so that older code reads it, too."""
+        data: dict[str, Any] = handler(self)
+        if not self.also:
+            data.pop("also", None)
+        return data
+
+    def scrapes(self) -> tuple[ScrapeSpec, ...]:
+        """What the run scrapes, in the order asked for."""
+        return () if self.scrape is None else (self.scrape, *self.also)
+
+    def pinned(self, how: Callable[[ScrapeSpec], Mapping[str, Any]]) -> Self:
+        """The run with some fields of its live channels replaced: ``how`` gives them for each."""
+        found = [s.model_copy(update=how(s)) if s.channel else s for s in self.scrapes()]
+        return self.model_copy(update={"scrape": next(iter(found), None), "also": tuple(found[1:])})
+
+    def steps(self) -> dict[str, AnyStageSpec]:
+        """What is to be done, in its order: a stage by its name, further channels as ``scrape-2``, ``scrape-3``."""
+        found: dict[str, AnyStageSpec] = {n: self.spec(n) for n in self.stages()}
+        return found | {f"scrape-{number}": spec for number, spec in enumerate(self.also, 2)}
 
     def stages(self) -> list[StageName]:
         """The stages of this run in their order."""

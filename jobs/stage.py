@@ -5,6 +5,7 @@ artefact ``ctx.ref`` and returns. What a container is told besides its spec come
 
 - ``BUGURT_SPEC``: the spec as JSON text, a file or an ``s3://`` address (``--spec`` wins over it);
 - ``BUGURT_RUN``: the run that this belongs to; logs and progress go to ``runs/RUN/STAGE/``;
+- ``BUGURT_STEP``: the folder there where it is not STAGE: a run of several channels has ``scrape-2`` and so on;
 - ``BUGURT_FORCE``: do it again although the artefact is there;
 - ``JOB_COMPLETION_INDEX``: which shard this is, as Kubernetes sets it for Indexed Jobs;
 - ``BUGURT_S3_*``: the bucket (``jobs.storage``).
@@ -60,12 +61,14 @@ class StageContext(Generic[S]):
     """
 
     def __init__(
-        self, spec: S, store: ArtifactStore, *, run: str, shard: int | None, workdir: Path, progress: ProgressReporter
-    ) -> None:
+        self, spec: S, store: ArtifactStore, *, run: str, shard: int | None, workdir: Path, progress: ProgressReporter,
+        step: str | None = None,
+    ) -> None:  # fmt: skip
         self.spec = spec
         self.store = store
         self.run = run
         self.shard = shard
+        self.step = step or spec.stage
         self.workdir = workdir
         self.progress = progress
         self.log = log
@@ -76,8 +79,8 @@ class StageContext(Generic[S]):
 
     @property
     def folder(self) -> str:
-        """This stage's folder of the run: ``runs/RUN/STAGE``."""
-        return f"runs/{self.run}/{self.spec.stage}"
+        """This stage's folder of the run: ``runs/RUN/STAGE``, or ``runs/RUN/STEP`` where a run has several of it."""
+        return f"runs/{self.run}/{self.step}"
 
     def input(self, name: str) -> Manifest:
         """The manifest of an input, by the spec's field. Raises SpecError when the spec leaves it out."""
@@ -316,15 +319,18 @@ class _Process(Generic[S]):
         run_name = env.get("BUGURT_RUN") or ADHOC
         if not re.fullmatch(RUN_NAME, run_name):
             raise SpecError(f"BUGURT_RUN: {run_name!r} is not a run's name (lower-case letters, digits, -; at most 31)")
+        step = env.get("BUGURT_STEP") or self._stage
+        if not re.fullmatch(rf"{self._stage}(-[0-9]{{1,3}})?", step):
+            raise SpecError(f"BUGURT_STEP: {step[:60]!r} is no step of the {self._stage} stage, as {self._stage}-2 is")
         shard = _shard(env, spec)
         store = ArtifactStore.from_env(env)
         scratch = self._workdir / "work"
         scratch.mkdir()
-        folder = f"runs/{run_name}/{self._stage}" + (f"/shard-{shard:05d}" if shard is not None else "")
+        folder = f"runs/{run_name}/{step}" + (f"/shard-{shard:05d}" if shard is not None else "")
         self._progress = ProgressReporter(
             store.bucket, f"{folder}/progress.json", stage=self._stage, run=run_name, shard=shard
         )
-        ctx = StageContext(spec, store, run=run_name, shard=shard, workdir=scratch, progress=self._progress)
+        ctx = StageContext(spec, store, run=run_name, shard=shard, workdir=scratch, progress=self._progress, step=step)
         self.signals.handler = ctx._on_signal
         store.bucket.check()
         self._shipper = LogShipper(store.bucket, f"{folder}/log.txt", log_file)

@@ -30,7 +30,7 @@ def logs(
 
     _, store, cluster = options.places()
     record = load_record(store, run)
-    parts = [*record.spec.stages(), "driver"]
+    parts = [*record.spec.steps(), "driver"]
     if stage is not None and stage not in parts:
         raise SpecError(f"run {run} has no stage {stage!r}, but {', '.join(parts)}")
     wanted = [stage] if stage else parts

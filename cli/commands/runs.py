@@ -11,7 +11,6 @@ from cli import options
 
 if TYPE_CHECKING:
     from cli.runs import StageStatus
-    from jobs.specs import StageName
 
 
 def register(root: typer.Typer) -> None:
@@ -63,7 +62,7 @@ def runs(
     print_table(("run", "state", "stage", "source", "owner", "age"), rows, empty="no runs yet; see `bugurt submit -h`")
 
 
-def _stage(stages: Mapping[StageName, StageStatus]) -> str:
+def _stage(stages: Mapping[str, StageStatus]) -> str:
     """The stage that a run is at."""
     at = "-"
     for name, status in stages.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from cli.settings import Settings
     from cli.submission import Submitted
     from jobs.artifacts import ArtifactStore
-    from jobs.specs import RunSpec, StageName
+    from jobs.specs import RunSpec, ScrapeSpec, StageName
 
 app = typer.Typer(
     help="Send a stage or a whole pipeline off. Asking for the same thing twice finds it instead of doing it twice.",
@@ -30,8 +31,11 @@ Wait = Annotated[bool, typer.Option("--wait/--detach", help="Follow the run to i
 Force = Annotated[bool, typer.Option("--force", help="Do it again although it was done before.")]
 Name = Annotated[str | None, typer.Option("--name", help="The run's name instead of a made-up one.")]
 Source = Annotated[
-    str | None,
-    typer.Option("--source", help="A Desktop export (file, folder, zip), .jsonl, .txt, or a channel (@name, link)."),
+    list[str] | None,
+    typer.Option(
+        "--source",
+        help="A Desktop export (file, folder, zip), .jsonl, .txt, or a channel (@name, link); scrape takes several.",
+    ),
 ]
 Profile = Annotated[str | None, typer.Option("--profile", help="bugurt, plain, or a profile's .toml file.")]
 Model = Annotated[str | None, typer.Option("--model", help="scratch:tiny, scratch:small, a hub name, or model/ID.")]
@@ -94,7 +98,7 @@ def pipeline(
     """All four stages: bugurt submit pipeline --source examples/channel --model scratch:tiny --count 200 --wait"""
     settings, store, cluster = options.places()
     given = {
-        "scrape": scrape_options(store, source, since, until, limit, resync, required=True),
+        "scrape": scrape_options(store, only(source), since, until, limit, resync, required=True),
         "preprocess": {
             **profile_options(store, profile),
             "model": model,
@@ -122,10 +126,14 @@ def scrape(
     wait: Wait = False,
     force: Force = False,
 ) -> None:
-    """Read a channel: bugurt submit scrape --source @channel --wait"""
+    """Read channels, each into posts of its own: bugurt submit scrape --source @channel --source @other --wait"""
     settings, store, cluster = options.places()
-    given = {"scrape": scrape_options(store, source, since, until, limit, resync, required=not assign)}
-    _send(settings, store, cluster, ("scrape",), given, assign, source, name, dry_run=dry_run, wait=wait, force=force)
+    check_distinct(source or ())
+    first, *others = source or (None,)
+    given = {"scrape": scrape_options(store, first, since, until, limit, resync, required=not assign)}
+    also = [source_fields(store, text) for text in others if text]
+    _send(settings, store, cluster, ("scrape",), given, assign, source, name,
+          dry_run=dry_run, wait=wait, force=force, also=also)  # fmt: skip
 
 
 @app.command()
@@ -145,7 +153,7 @@ def preprocess(
     ref = store.resolve(posts, "posts") if posts else None
     fields = {**profile_options(store, profile), "vocab_size": vocabulary_for(settings, model)}
     given = {"preprocess": {"posts": ref, **fields, "model": model, "seed": seed}}
-    _send(settings, store, cluster, ("preprocess",), given, assign, ref, name,
+    _send(settings, store, cluster, ("preprocess",), given, assign, [ref], name,
           dry_run=dry_run, wait=wait, force=force)  # fmt: skip
 
 
@@ -169,7 +177,7 @@ def train(
     ref = store.resolve(dataset, "dataset") if dataset else None
     given = {"train": {"dataset": ref, "model": model, "preset": preset or preset_for(settings, model), "seed": seed}}
     reckon = Reckon(gpu, tokens_per_second) if estimate else None
-    _send(settings, store, cluster, ("train",), given, assign, ref, name,
+    _send(settings, store, cluster, ("train",), given, assign, [ref], name,
           dry_run=dry_run, wait=wait, force=force, reckon=reckon)  # fmt: skip
 
 
@@ -193,7 +201,8 @@ def generate(
     ref = store.resolve(model, "model") if model else None
     fields = generate_options(store, count, prompt, prompt_file, openings, shards)
     given = {"generate": {"model": ref, **fields, "seed": seed}}
-    _send(settings, store, cluster, ("generate",), given, assign, ref, name, dry_run=dry_run, wait=wait, force=force)
+    _send(settings, store, cluster, ("generate",), given, assign, [ref], name,
+          dry_run=dry_run, wait=wait, force=force)  # fmt: skip
 
 
 # -- options to spec fields
@@ -204,7 +213,6 @@ def scrape_options(
     resync: int | None, *, required: bool,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of the scrape spec; a file is uploaded on the way."""
-    from cli.sources import parse_source, upload
     from jobs.specs import SpecError
 
     fields: dict[str, Any] = {
@@ -217,11 +225,42 @@ def scrape_options(
         if required:
             raise SpecError("--source is needed: an export (file, folder, zip), .jsonl, .txt, or a channel")
         return fields
+    return {**fields, **source_fields(store, source)}
+
+
+def source_fields(store: ArtifactStore, source: str) -> dict[str, Any]:
+    """The field of the scrape spec that says where the posts come from; a file is uploaded on the way."""
+    from cli.sources import parse_source, upload
+
     found = parse_source(source)
     if found.channel:
-        return {**fields, "channel": found.channel}
+        return {"channel": found.channel}
     assert found.file is not None
-    return {**fields, "source": upload(store, found.file)}
+    return {"source": upload(store, found.file)}
+
+
+def check_distinct(sources: Sequence[str]) -> None:
+    """Raises SpecError when one of several sources is named twice, in whatever way it is written."""
+    from collections import Counter
+
+    from cli.sources import channel_key
+    from jobs.specs import SpecError
+
+    for name, times in Counter(map(channel_key, sources)).items():
+        if times > 1:
+            raise SpecError(f"--source {name} is given {times} times; name each channel once")
+
+
+def only(sources: list[str] | None) -> str | None:
+    """The one source of a pipeline. Raises SpecError for several."""
+    from jobs.specs import SpecError
+
+    if sources and len(sources) > 1:
+        raise SpecError(
+            "a pipeline learns from one channel: give one --source; "
+            "`bugurt submit scrape` reads several, and a pipeline of its own makes a model of each"
+        )
+    return sources[0] if sources else None
 
 
 def profile_options(store: ArtifactStore, profile: str | None) -> dict[str, Any]:
@@ -281,8 +320,9 @@ def preset_for(settings: Settings, model: str | None) -> str | None:
 
 def _send(
     settings: Settings, store: ArtifactStore, cluster: Cluster, stages: tuple[StageName, ...],
-    given: dict[str, dict[str, Any]], assign: list[str] | None, source: str | None, name: str | None, *,
-    dry_run: bool, wait: bool, force: bool, reckon: Reckon | None = None,
+    given: dict[str, dict[str, Any]], assign: list[str] | None, sources: Sequence[str | None] | None,
+    name: str | None, *, dry_run: bool, wait: bool, force: bool, reckon: Reckon | None = None,
+    also: Sequence[dict[str, Any]] = (),
 ) -> None:  # fmt: skip
     from cli.assemble import build_run
     from jobs.specs import RUN_NAME, SpecError
@@ -292,17 +332,20 @@ def _send(
 
         if not re.fullmatch(RUN_NAME, name):
             raise SpecError(f"--name {name!r}: use at most 31 lower-case letters, digits and hyphens")
-    spec = build_run(store, settings, stages, given, assign or [])
-    first = spec.spec(stages[0])
-    missing = first.missing_inputs()
-    if missing:
-        raise SpecError(f"{stages[0]}: --{missing[0]} is needed")
-    for ref in first.inputs().values():
-        store.manifest(ref)
+    texts = [s for s in sources or () if s]
+    source = ", ".join(texts)
+    spec = build_run(store, settings, stages, given, assign or [], also)
+    for first in spec.scrapes() or (spec.spec(stages[0]),):
+        missing = first.missing_inputs()
+        if missing:
+            raise SpecError(f"{stages[0]}: --{missing[0]} is needed")
+        for ref in first.inputs().values():
+            store.manifest(ref)
     if reckon is not None:
         _print_estimate(store, spec, source, reckon)
         return
-    submitted = send(settings, store, cluster, spec, label=label_of(source, stages), source=source or "", name=name,
+    label = "-".join(label_of(text, stages) for text in texts) or stages[0]
+    submitted = send(settings, store, cluster, spec, label=label, source=source, name=name,
                      force=force, dry_run=dry_run)  # fmt: skip
     if submitted is not None:
         finish(store, cluster, submitted, wait=wait)
@@ -318,12 +361,10 @@ def _print_estimate(store: ArtifactStore, spec: RunSpec, source: str | None, rec
         say(f"{name:<24} {value}")
 
 
-def label_of(source: str | None, stages: tuple[StageName, ...]) -> str:
+def label_of(source: str, stages: tuple[StageName, ...]) -> str:
     """The readable part of a run's name."""
     from cli.sources import parse_source
 
-    if source is None:
-        return stages[0]
     if "/" in source and source.split("/", 1)[0] in ("posts", "dataset", "model"):
         return stages[0]
     return parse_source(source).label
@@ -349,34 +390,36 @@ def send(
         say(f"run {record.run}")
         for item in plans:
             word = "found" if item.found and not force else "to do"
-            say(f"  {item.stage:<11} {word:<6} {item.ref or '-':<28} {'forced' if force else item.why}")
+            say(f"  {item.step:<11} {word:<6} {item.ref or '-':<28} {'forced' if force else item.why}")
     return submit(store, cluster, record, before, plans)
 
 
 def _live(store: ArtifactStore, spec: RunSpec) -> tuple[RunSpec, Any]:
-    """Pin a live channel to this moment and to the posts that are there; or the run that is at it already."""
+    """Pin live channels to this moment and to the posts that are there; or the run that is at it already."""
     from datetime import UTC
 
     from cli.submission import latest_posts, unfinished_run
 
-    if spec.scrape is None or spec.scrape.channel is None or spec.scrape.as_of is not None:
+    if not any(s.channel and s.as_of is None for s in spec.scrapes()):
         return spec, None
     running = unfinished_run(store, spec)
     if running is not None:
         return running.spec, running
-    pinned = spec.scrape.model_copy(
-        update={
-            "as_of": datetime.now(UTC).replace(microsecond=0),
-            "parent": spec.scrape.parent or latest_posts(store, spec.scrape.channel),
-        }
-    )
-    return spec.model_copy(update={"scrape": pinned}), None
+    now = datetime.now(UTC).replace(microsecond=0)
+
+    def pin(scrape: ScrapeSpec) -> dict[str, Any]:
+        if scrape.as_of is not None or scrape.channel is None:
+            return {}
+        return {"as_of": now, "parent": scrape.parent or latest_posts(store, scrape.channel)}
+
+    return spec.pinned(pin), None
 
 
 def _print_dry_run(cluster: Cluster, record: Any, plans: list[Any], driver: Any) -> None:
     """What would be sent: the driver's Job, or what one machine would start, and the stages' Jobs behind it."""
     from cli.clusters.base import JobRequest, job_name
     from cli.output import print_json
+    from cli.runs import step_env
 
     documents = list(cluster.render(driver))
     for item in plans:
@@ -389,6 +432,7 @@ def _print_dry_run(cluster: Cluster, record: Any, plans: list[Any], driver: Any)
             shards=getattr(item.spec, "shards", 1),
             force=record.force,
             artifact=item.ref,
+            env=step_env(item.step, item.spec),
         )
         documents += cluster.render(request)
     if cluster.kind == "kubernetes":
@@ -433,6 +477,6 @@ def finish(store: ArtifactStore, cluster: Cluster, submitted: Submitted, *, wait
         raise typer.Exit(found.exit_code or 70)
     if not OPTIONS.quiet:
         batch = next((r.artifact for r in found.rows if r.stage == "generate"), None)
-        made = found.rows[-1].artifact
+        made = [r.artifact for r in found.rows] if found.record.spec.also else [found.rows[-1].artifact]
         next_commands(*([f"bugurt batches show {batch}", f"bugurt batches open {batch}"] if batch
-                        else [f"bugurt artifacts show {made}"]))  # fmt: skip
+                        else [f"bugurt artifacts show {ref}" for ref in made]))  # fmt: skip

@@ -95,7 +95,7 @@ def test_run_names_are_deterministic_and_fit() -> None:
 
 def test_inputs_are_filled_in_where_they_are_open() -> None:
     made = "dataset/" + "b" * 20
-    assert with_input(TrainSpec(), "train", made).inputs() == {"dataset": made}
+    assert with_input(TrainSpec(), made).inputs() == {"dataset": made}
     own = TrainSpec(dataset="dataset/" + "c" * 20)
-    assert with_input(own, "train", made) is own
-    assert with_input(ScrapeSpec(source=REF), "scrape", made).inputs() == {"source": REF}
+    assert with_input(own, made) is own
+    assert with_input(ScrapeSpec(source=REF), made).inputs() == {"source": REF}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli import manifests
-from cli.clusters.base import JobRequest
+from cli.clusters.base import Component, JobRequest
 from cli.settings import load
 from jobs.artifacts import ArtifactStore
 from jobs.specs import ScrapeSpec
@@ -75,16 +75,22 @@ def test_no_secret_gets_out(
         assert [p for p, data in objects.items() if secret.encode() in data] == []
 
 
-def test_no_secret_is_in_a_job(serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("component", manifests.COMPONENTS)
+def test_no_secret_is_in_a_job(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, component: Component
+) -> None:
+    """Whatever this machine's environment holds: a Job names Secrets, and nothing of what is in them."""
     running = serve(make_channel(4, 5))
     env = telegram_env(running.server)
-    for name, value in env.items():
+    keys = {"BUGURT_S3_ACCESS_KEY_ID": "an-access-key", "BUGURT_S3_SECRET_ACCESS_KEY": "a-secret-key"}
+    for name, value in {**env, **keys, "BUGURT_TELEGRAM_PROXY": "socks5://u:proxy-password@h:1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("BUGURT_S3_BUCKET", "b")
+    monkeypatch.setenv("BUGURT_CLUSTER_KIND", "kubernetes")
     monkeypatch.chdir(tmp_path)
-    spec = ScrapeSpec(channel="@bugurt_test").model_dump(mode="json")
-    request = JobRequest(name="x-scrape-1", run="x", component="scrape", spec=spec)
+    spec = ScrapeSpec(channel="@bugurt_test").model_dump(mode="json") if component == "scrape" else {"run": "x"}
+    request = JobRequest(name=f"x-{component}-1", run="x", component=component, spec=spec)
     text = json.dumps(manifests.render(request, load(), namespace="n"))
-    assert "bugurt-telegram" in text  # the Secret's name, and nothing of what is in it
-    for secret in secrets_of(running.server, env):
+    assert ("bugurt-telegram" in text) == (component == "scrape")  # the Secret's name; only a scrape gets it
+    for secret in [*secrets_of(running.server, env), *keys.values()]:
         assert secret not in text
