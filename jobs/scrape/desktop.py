@@ -16,6 +16,8 @@ from jobs.specs import DataError
 SECTIONS = ("chats", "left_chats")  # of an account's export
 MAX_ALBUM = 10  # files, by Telegram's rule
 MAX_LISTED = 30  # chats named in an error
+MAX_NAME = 256  # characters of a chat's name, which every post carries; Telegram allows 128
+MAX_KEYS = 100  # top-level fields remembered for an error
 
 _MEDIA = {
     "sticker": "sticker",
@@ -88,8 +90,8 @@ def _scan(opener: Opener, where: str) -> tuple[Chat | None, list[Chat], list[str
         try:
             for prefix, event, value in ijson.parse(reader, use_float=True):
                 if prefix == "":
-                    if event == "map_key":
-                        keys.append(str(value)[:40])
+                    if event == "map_key" and (len(keys) < MAX_KEYS or value in ("name", "id")):
+                        keys.append(clean(str(value)[:40]))
                 elif prefix in ("name", "type", "id"):
                     setattr(whole, prefix, _header(prefix, value))
                 elif prefix == "messages" and event == "start_array":
@@ -98,7 +100,8 @@ def _scan(opener: Opener, where: str) -> tuple[Chat | None, list[Chat], list[str
                         break  # nothing of interest comes after the messages
                 else:
                     section, inside, rest = prefix.partition(".list.item")
-                    if not inside or section not in counts:
+                    # a key may have dots in it, and look like the path to a chat that never began
+                    if not inside or section not in counts or not (chats or rest == ""):
                         if event == "start_map":
                             reader.item_done()
                         continue
@@ -120,11 +123,16 @@ def _scan(opener: Opener, where: str) -> tuple[Chat | None, list[Chat], list[str
 def _header(field: str, value: Any) -> Any:
     if field == "id":
         return value if isinstance(value, int) and not isinstance(value, bool) else None
-    return clean(str(value)) if value is not None else ""
+    return clean(str(value)[:MAX_NAME]) if value is not None else ""
 
 
 def _broken(opener: Opener, where: str, error: Exception) -> DataError:
-    reason = str(error).strip().splitlines()[0].strip() if str(error).strip() else "broken JSON"
+    with opener() as raw:
+        if b"\0" in raw.read(64):  # every second byte of Latin text in UTF-16; with or without its mark
+            return DataError(f"{where} is in UTF-16 or is no text at all; export again, or save it as UTF-8")
+    said = error.args[0] if error.args else ""  # ijson gives bytes where it cannot decode them
+    text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(error)
+    reason = text.strip().splitlines()[0].strip() if text.strip() else "broken JSON"
     place = locate(opener)
     if place is None:
         return DataError(f"{where} is not valid JSON: {reason}")
@@ -247,15 +255,16 @@ def _time(message: dict[str, Any], field: str, where: str) -> datetime | None:
         if value in (None, "", "1970-01-01T00:00:00"):
             return None
         found = datetime.fromisoformat(str(value)).replace(microsecond=0)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
     except (ValueError, OverflowError, OSError) as error:
-        raise DataError(f"{where}: '{field}' is no time: {str(value)[:60]!r}") from error
-    return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+        shown = str(value if stamp is None else stamp)[:60]
+        raise DataError(f"{where}: '{field}' is no time: {shown!r}") from error
 
 
 def _text(message: dict[str, Any], where: str) -> tuple[str, list[dict[str, Any]]]:
     parts = message.get("text_entities")
     if not isinstance(parts, list):  # exports before 2022 have only this one
-        parts = message.get("text", "")
+        parts = message.get("text") if message.get("text") is not None else ""
     elif not parts and message.get("text"):
         parts = message["text"]
     if isinstance(parts, str | dict):
@@ -267,7 +276,10 @@ def _text(message: dict[str, Any], where: str) -> tuple[str, list[dict[str, Any]
     at = 0
     for part in parts:
         if isinstance(part, dict):
-            piece, kind = clean(str(part.get("text") or "")), clean(str(part.get("type") or "plain"))
+            inner = part.get("text")
+            if isinstance(inner, list | dict):
+                raise DataError(f"{where}: the text of a piece of 'text' must be text, not {type(inner).__name__}")
+            piece, kind = clean(str(inner or "")), clean(str(part.get("type") or "plain"))
             if kind != "plain":
                 entities.append({"type": kind, "offset": at, "length": len(piece), "url": _target(kind, part)})
         elif isinstance(part, str):
@@ -292,11 +304,16 @@ def _target(kind: str, part: dict[str, Any]) -> str | None:
 def _links(message: dict[str, Any], text: str, entities: list[dict[str, Any]]) -> list[str]:
     found = [e["url"] for e in entities if e["type"] == "text_link" and e["url"]]
     found += [text[e["offset"] : e["offset"] + e["length"]] for e in entities if e["type"] == "link"]
-    for row in message.get("inline_bot_buttons") or ():
+    for row in _list(message, "inline_bot_buttons"):
         for button in row if isinstance(row, list) else ():
             if isinstance(button, dict) and button.get("type") == "url" and button.get("data"):
                 found.append(clean(str(button["data"])))
     return list(dict.fromkeys(found))
+
+
+def _list(message: dict[str, Any], field: str) -> list[Any]:
+    value = message.get(field)
+    return value if isinstance(value, list) else []
 
 
 def _media(message: dict[str, Any]) -> str | None:
@@ -319,8 +336,9 @@ def _media(message: dict[str, Any]) -> str | None:
 
 def _reactions(message: dict[str, Any]) -> list[dict[str, Any]]:
     found = []
-    for reaction in message.get("reactions") or ():
-        if not isinstance(reaction, dict) or not isinstance(reaction.get("count"), int):
+    for reaction in _list(message, "reactions"):
+        count = reaction.get("count") if isinstance(reaction, dict) else None
+        if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**63:
             continue
         kind = reaction.get("type")
         if kind == "custom_emoji":
@@ -329,7 +347,7 @@ def _reactions(message: dict[str, Any]) -> list[dict[str, Any]]:
             name = "paid"
         else:
             name = str(reaction.get("emoji") or "?")
-        found.append({"emoji": clean(name)[:200], "count": reaction["count"]})
+        found.append({"emoji": clean(name)[:200], "count": count})
     return found
 
 

@@ -13,6 +13,7 @@ from jobs.posts import Post
 from jobs.scrape.archive import open_archive
 from jobs.scrape.base import Base
 from jobs.scrape.desktop import find_chat, read_chat
+from jobs.scrape.met import Met
 from jobs.scrape.plain import read_jsonl, read_text
 from jobs.scrape.shards import ShardWriter
 from jobs.scrape.tolerant import Opener
@@ -23,6 +24,7 @@ from jobs.stage import StageContext
 Context = StageContext[ScrapeSpec]
 
 PEEK = 4096
+ZIP_SIGNS = (b"PK\x03\x04", b"PK\x05\x06")  # a member comes first, or the end of an archive without any
 _FORMATS = {".json": "desktop", ".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "text"}
 
 
@@ -67,7 +69,8 @@ def _merge(ctx: Context, found: _Found, channel: str, base: Base, out: ShardWrit
     """Add what is new or changed. Returns the number of records met."""
     window = Window.of(ctx.spec)
     start, known = base.resync(ctx, window)
-    met = 0
+    met = nameless = 0
+    seen = Met()
     template: Post | None = None
     newest = base.newest_id
     whole = True  # whether the file was read to its end, so that what was not met is gone
@@ -76,6 +79,9 @@ def _merge(ctx: Context, found: _Found, channel: str, base: Base, out: ShardWrit
         met += 1
         post.channel = channel
         template = post
+        if post.id < 1:
+            nameless += 1
+            continue
         if not window.accepts(post):
             continue
         if post.id <= base.newest_id:
@@ -88,11 +94,16 @@ def _merge(ctx: Context, found: _Found, channel: str, base: Base, out: ShardWrit
         if window.limit is not None and post.service is None and out.counts["posts"] >= window.limit:
             whole = False
             break
+        # What stands there twice, as in exports that were put together by hand, is a post and its newer version.
+        post.version += seen.before(post.id)
         parts = post.media_count if found.kind == "desktop" else 1  # an album's parts are numbered on
         newest = max(newest, post.id + max(parts - 1, 0))
         out.add(post, newest)
         if out.rows % 1000 == 0:
             ctx.progress.update(message=f"reading {found.where}", done=out.counts["posts"], unit="posts")
+    if nameless:
+        # A supergroup's export has its past as a small group under negative numbers, which mean nothing to Telegram.
+        ctx.log.warning("%d messages without a number of their own (below 1) are left out", nameless)
     if template is not None and whole:
         for number in known.gone_before(None):
             out.add(known.deletion(number, template), newest)
@@ -108,7 +119,7 @@ def _open(ctx: Context, source: Manifest) -> tuple[str, Opener, int]:
         head = raw.read(PEEK)
     if not head:
         raise DataError(f"{where} is empty")
-    if not head.startswith(b"PK"):
+    if not head.startswith(ZIP_SIGNS):
         return where, lambda: ctx.store.open(source.ref, entry), entry.size
     local = ctx.workdir / "source"
     ctx.store.download(source.ref, local, entry.path, manifest=source)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from jobs.posts import Post
 from jobs.scrape.desktop import clean
+from jobs.scrape.met import Met
 from jobs.scrape.tolerant import Opener
 from jobs.specs import DataError, describe
 
@@ -40,7 +41,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="ignore", allow_inf_nan=False)
 
     text: str
-    id: int | None = _Number
+    id: int | None = Field(None, ge=1, lt=2**63)
     channel: str | None = None
     channel_id: int | None = _Number
     date: datetime | None = None
@@ -89,6 +90,7 @@ def read_jsonl(opener: Opener, where: str, channel: str, *, advance: Callable[[i
     """One post a line. Lines without ``id`` are numbered from 1; without ``channel`` they belong to ``channel``."""
     with opener() as raw:
         position = 0
+        met = Met()
         for number, line in _lines(raw, where, advance):
             if not line.strip():
                 continue
@@ -97,24 +99,37 @@ def read_jsonl(opener: Opener, where: str, channel: str, *, advance: Callable[[i
             try:
                 data = json.loads(line)
             except (ValueError, RecursionError) as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+                reason = "a number without an end" if isinstance(error, ValueError) else "nested too deep"
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else reason
                 column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
                 raise DataError(f"{place}{column}: not valid JSON: {reason}") from error
             if isinstance(data, str):  # a line that is just a text
                 data = {"text": data}
             if not isinstance(data, dict):
                 raise DataError(f"{place}: a line must be an object with a 'text', not {type(data).__name__}")
-            yield _record(data, place, channel, position)
+            post = _record(data, place, channel, position)
+            if met.before(post.id):
+                raise DataError(
+                    f"{place}: another line has the number {post.id}, too; a line without an 'id' is numbered by its "
+                    "place, so give all lines an 'id' of their own, or none"
+                )
+            yield post
 
 
 def _record(data: dict[str, Any], place: str, channel: str, position: int) -> Post:
     try:
-        record = _Record.model_validate({k: _clean(v) for k, v in data.items()})
+        record = _Record.model_validate({k: _clean(v) for k, v in data.items() if k in _Record.model_fields})
+    except RecursionError as error:
+        raise DataError(f"{place}: nested too deep") from error
     except ValidationError as error:
         raise DataError(describe(error, place)) from error
     given = {k: v for k, v in record.model_dump().items() if v is not None}
     post = Post(**{"id": position, "channel": channel, **given})
-    post.date, post.edit_date = _utc(post.date), _utc(post.edit_date)
+    post.date, post.edit_date = _utc(post.date, f"{place}: date"), _utc(post.edit_date, f"{place}: edit_date")
+    size = len(post.text)
+    for entity in post.entities:  # it may be about another text than this one
+        entity["offset"] = min(entity["offset"], size)
+        entity["length"] = min(entity["length"], size - entity["offset"])
     return post
 
 
@@ -128,10 +143,13 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def _utc(time: datetime | None) -> datetime | None:
+def _utc(time: datetime | None, place: str) -> datetime | None:
     if time is None:
         return None
-    return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).replace(microsecond=0)
+    try:
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC).replace(microsecond=0)
+    except OverflowError as error:
+        raise DataError(f"{place}: the moment {time.isoformat()} lies outside the calendar") from error
 
 
 def read_text(

@@ -26,6 +26,10 @@ from jobs.specs import BugurtError, DataError, NotFoundError, ScrapeSpec, canoni
 from jobs.stage import StageContext
 
 STATE = ".state.json"
+#: Characters of posts that are held before they are written: real batches, 4096 times Telegram's 4096 characters at
+#: most, stay below; a hostile file's do not.
+MAX_HELD = 32 * 1024 * 1024
+ENTITY_COST = 100  # characters that an entity, a link or a reaction weighs as much as
 _PART = re.compile(r"part-(\d+)\.parquet")
 
 
@@ -49,6 +53,7 @@ class ShardWriter:
             if match := _PART.fullmatch(entry.path):
                 self._number = max(self._number, int(match[1]) + 1)
         self._rows: list[Post] = []  # not yet in the shard's file
+        self._held = 0  # their weight in characters
         self._file: pq.ParquetWriter | None = None
         self._written = 0  # rows in the shard's file
         self._partial: str | None = None
@@ -143,7 +148,8 @@ class ShardWriter:
 
     def _put(self, post: Post) -> None:
         self._rows.append(post)
-        if len(self._rows) >= min(BATCH_ROWS, self._size):
+        self._held += len(post.text) + ENTITY_COST * (len(post.entities) + len(post.links) + len(post.reactions))
+        if len(self._rows) >= min(BATCH_ROWS, self._size) or self._held > MAX_HELD:
             self._spill()
 
     def _path(self) -> Path:
@@ -155,6 +161,7 @@ class ShardWriter:
         self._file.write_batch(to_batch(self._rows))
         self._written += len(self._rows)
         self._rows.clear()
+        self._held = 0
 
     def _close_file(self) -> Path:
         if self._rows or self._file is None:

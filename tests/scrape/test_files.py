@@ -314,10 +314,30 @@ BAD_SOURCES: dict[str, tuple[str, bytes, str]] = {
     "jsonl broken": ("a.jsonl", b'{"text": "a"}\n{"text": }\n', "a.jsonl, line 2, column 10: not valid JSON"),
     "jsonl wrong type": ("a.jsonl", b'{"text": "a", "views": -1}', "line 1: views: "),
     "jsonl list": ("a.jsonl", b"[1]", "a line must be an object"),
-    "jsonl deep": ("a.jsonl", b"[" * 100_000, "not valid JSON: RecursionError"),
+    "jsonl deep": ("a.jsonl", b"[" * 100_000, "not valid JSON: nested too deep"),
     "text in utf-16": ("a.txt", "привет".encode("utf-16"), "is in UTF-16; save it as UTF-8"),
     "text in cp1251": ("a.txt", "раз\nпривет".encode("cp1251"), "a.txt, line 1, byte 1: not UTF-8"),
     "text without posts": ("a.txt", b"\n\n\n", "holds no posts"),
+    "json in utf-16": ("result.json", GOOD.decode().encode("utf-16"), "is in UTF-16"),
+    "json in utf-16 without a mark": ("result.json", GOOD.decode().encode("utf-16-be"), "is in UTF-16"),
+    "lists in a piece": (
+        "result.json",
+        encode(export([message(1) | {"text_entities": [{"text": ["a"]}]}])),
+        "not list",
+    ),
+    "nested text": ("result.json", encode(export([message(1) | {"text": [["a"]], "text_entities": None}])), "not list"),
+    "id too large": ("result.json", encode(export([message(1) | {"id": 2**63}])), "integer overflow"),
+    "year 1": ("result.json", encode(export([{"id": 1, "date": "0001-01-01T00:00+14:00"}])), "'date' is no time"),
+    "bad unix time": ("result.json", encode(export([message(1, date_unixtime="9" * 18)])), "is no time: '999999"),
+    "only old messages": ("result.json", encode(export([message(-5)])), "holds no posts"),
+    "keys like paths": ("result.json", b'{"chats": {"list.item.messages": [{"id": 1}]}}', "no 'messages'"),
+    "spaces without end": ("result.json", b'{"messages": [' + b" " * 9_000_000, "a message of more than"),
+    "jsonl text deep": ("a.jsonl", b'{"text":' + b"[" * 900 + b"]" * 900 + b"}", "line 1: "),
+    "jsonl year 1": ("a.jsonl", b'{"text": "a", "date": "0001-01-01T00:00+14:00"}', "lies outside the calendar"),
+    "jsonl nan": ("a.jsonl", b'{"text": "a", "date": NaN}', "line 1: date: "),
+    "jsonl id zero": ("a.jsonl", b'{"text": "a", "id": 0}', "line 1: id: "),
+    "jsonl long number": ("a.jsonl", b'{"text": "a", "id": ' + b"9" * 5000 + b"}", "a number without an end"),
+    "jsonl same number": ("a.jsonl", b'{"text": "a", "id": 2}\n{"text": "b"}', "line 2: another line has the number 2"),
     "binary": ("a.bin", b"\x7fELF\0\0\0", "neither an export, nor JSON Lines, nor text"),
 }
 
@@ -349,3 +369,78 @@ def test_names_that_climb_do_nothing(store: ArtifactStore, run_stage: RunStage) 
     spec = ScrapeSpec(source=upload(store, "e.zip", packed(("../../../../tmp/result.json", GOOD), ("/etc/x", b"1"))))
     assert run_stage(spec).code == 0
     assert len(rows(store, spec.ref())) == 2
+
+
+def test_a_post_that_stands_there_twice_is_one_post(store: ArtifactStore, run_stage: RunStage) -> None:
+    """As in an export that was put together by hand: the later one is a newer version, and counts tell the truth."""
+    messages = [message(1, "РАЗ"), message(2, "ДВА"), message(3, "ТРИ"), message(2, "ДВА, ИСПРАВЛЕНО"), message(4, "4")]
+    spec = ScrapeSpec(source=upload(store, "result.json", encode(export(messages))))
+    assert run_stage(spec).code == 0
+    got = {r["id"]: (r["text"], r["version"]) for r in rows(store, spec.ref())}
+    assert got == {1: ("РАЗ", 1), 2: ("ДВА, ИСПРАВЛЕНО", 2), 3: ("ТРИ", 1), 4: ("4", 1)}
+    counts = store.manifest(spec.ref()).counts
+    assert (counts["posts"], counts["edited"]) == (4, 1)
+
+
+def test_messages_from_before_a_group_was_a_channel_are_left_out_and_told(
+    store: ArtifactStore, run_stage: RunStage
+) -> None:
+    messages = [message(-999_999_998, "СТАРОЕ"), message(-999_999_997, "И ЭТО"), message(1, "НОВОЕ")]
+    spec = ScrapeSpec(source=upload(store, "result.json", encode(export(messages))))
+    result = run_stage(spec)
+    assert result.code == 0
+    assert [r["id"] for r in rows(store, spec.ref())] == [1]
+    assert any("2 messages without a number of their own" in line["message"] for line in result.log)
+
+
+ODD: dict[str, tuple[str, bytes]] = {
+    "strange lists": (
+        "result.json",
+        encode(export([message(1, "А") | {"reactions": 5, "inline_bot_buttons": 7, "author": ["x"]}])),
+    ),
+    "strange counts": (
+        "result.json",
+        encode(export([message(1, "А") | {"reactions": [{"type": "emoji", "emoji": "x", "count": True}, 4, None]}])),
+    ),
+    "a name without end": ("result.json", encode(export([message(n, "А") for n in range(1, 900)], name="Я" * 900_000))),
+    "text that is null": ("result.json", encode(export([message(1) | {"text": None, "text_entities": None}]))),
+    "text that begins like an archive": ("a.txt", "PKO: БАНК\n\nА".encode()),
+    "a field that is nested deep": ("a.jsonl", b'{"text": "a", "x": ' + b"[" * 900 + b"]" * 900 + b"}"),
+    "nulls and half a pair": ("a.jsonl", b'{"text": "a\\u0000\\ud800", "\\ud800": 1}'),
+    "before 1970": ("a.jsonl", b'{"text": "a", "date": "1965-03-02T01:00:00Z"}'),
+    "duplicate keys": ("a.jsonl", b'{"text": "a", "text": "b"}'),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_odd_input_is_read(store: ArtifactStore, tmp_path: Path, case: str) -> None:
+    name, data = ODD[case]
+    spec = ScrapeSpec(source=upload(store, name, data))
+    run_files(context(store, spec, tmp_path))
+    found = rows(store, spec.ref())
+    assert found
+    assert len(found[0]["channel"]) <= 256
+    assert all(r["text"].encode() is not None for r in found)
+
+
+def test_entities_past_the_end_of_the_text_are_cut(store: ArtifactStore, tmp_path: Path) -> None:
+    entities = [{"type": "bold", "offset": 2, "length": 50}, {"type": "bold", "offset": 100, "length": 5}]
+    data = json.dumps({"text": "abc", "entities": entities}).encode()
+    spec = ScrapeSpec(source=upload(store, "a.jsonl", data))
+    run_files(context(store, spec, tmp_path))
+    [found] = rows(store, spec.ref())
+    assert [(e["offset"], e["length"]) for e in found["entities"]] == [(2, 1), (3, 0)]
+
+
+def test_huge_posts_are_not_held_by_the_thousand(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "\n".join(json.dumps({"text": f"{n} " + "а" * 500}) for n in range(100))
+    spec = ScrapeSpec(source=upload(store, "a.jsonl", lines.encode()))
+    monkeypatch.setattr("jobs.scrape.shards.MAX_HELD", 10_000)
+    run_files(context(store, spec, tmp_path))
+    [shard] = store.manifest(spec.ref()).files
+    with store.open(spec.ref(), shard) as stream:
+        file = pq.ParquetFile(io.BytesIO(stream.read()))
+    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [20, 20, 20, 20, 20]
+    assert [r["id"] for r in rows(store, spec.ref())] == list(range(1, 101))
