@@ -1,13 +1,17 @@
-"""Proxies: the addresses that are understood, and a scrape whose every byte goes through a SOCKS5 server."""
+"""Proxies: the addresses that are understood, and scrapes whose every byte goes through a SOCKS5 or MTProto proxy."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import struct
 import threading
 from collections.abc import Iterator
+from zlib import crc32
 
 import pytest
+from telethon.crypto import AESModeCTR
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import ConfigError, ScrapeSpec
@@ -87,6 +91,107 @@ def test_a_scrape_goes_through_the_proxy(store: ArtifactStore, run_stage: RunSta
     assert socks.names == [("ivan", "p@ss")]
     assert [port for _, port in socks.asked] == [dc.port for dc in running.server.dcs.values()]
     assert running.server.connections == 1
+
+
+class MtProxy:
+    """An MTProto proxy (https://core.telegram.org/mtproto/mtproto-transports#transport-obfuscation), in a thread.
+
+    Takes the padded intermediate transport under AES-CTR, with keys of the client's first 64 bytes and the secret, and
+    speaks the full transport to the server. Who does not know the secret is hung up on, as proxies do.
+    """
+
+    def __init__(self, secret: str, server: tuple[str, int]) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.port = 0
+        self.centres: list[int] = []  # that clients asked for
+        self.refused = 0
+        self.frames = 0
+        self._secret, self._server = bytes.fromhex(secret), server
+        self._tasks: set[asyncio.Task[None]] = set()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        asyncio.run_coroutine_threadsafe(self._start(), self.loop).result(10)
+
+    async def _start(self) -> None:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.readexactly(64)
+        back = first[55:7:-1]
+        reading = AESModeCTR(hashlib.sha256(first[8:40] + self._secret).digest(), first[40:56])
+        writing = AESModeCTR(hashlib.sha256(back[:32] + self._secret).digest(), back[32:48])
+        tail = reading.encrypt(first)[56:]
+        if tail[:4] != b"\xdd" * 4:  # the sign of the transport, if the secrets are the same
+            self.refused += 1
+            writer.close()
+            return
+        self.centres.append(int.from_bytes(tail[4:6], "little", signed=True))
+        there_reader, there_writer = await asyncio.open_connection(*self._server)
+        for work in (
+            self._to_server(reader, reading, there_writer),
+            self._to_client(there_reader, writing, writer),
+        ):
+            task = asyncio.ensure_future(work)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _to_server(self, reader: asyncio.StreamReader, cipher: AESModeCTR, writer: asyncio.StreamWriter) -> None:
+        number = 0
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                [size] = struct.unpack("<i", cipher.encrypt(await reader.readexactly(4)))
+                body = cipher.encrypt(await reader.readexactly(size))
+                body = body[: size - size % 4]  # the rest is padding
+                packet = struct.pack("<ii", len(body) + 12, number) + body
+                writer.write(packet + struct.pack("<I", crc32(packet)))
+                number += 1
+                self.frames += 1
+                await writer.drain()
+        writer.close()
+
+    async def _to_client(self, reader: asyncio.StreamReader, cipher: AESModeCTR, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                size, _ = struct.unpack("<ii", await reader.readexactly(8))
+                body = (await reader.readexactly(size - 8))[:-4]
+                writer.write(cipher.encrypt(struct.pack("<i", len(body)) + body))
+                await writer.drain()
+        writer.close()
+
+
+@pytest.mark.parametrize("prefix", ["", "dd"])
+def test_a_scrape_goes_through_an_mtproto_proxy(
+    store: ArtifactStore, run_stage: RunStage, serve: Serve, prefix: str
+) -> None:
+    channel = make_channel(1, 250)
+    running = serve(channel)
+    [(number, centre)] = running.server.dcs.items()
+    proxy = MtProxy(SECRET, (running.server.host, centre.port))
+    spec = ScrapeSpec(channel="@bugurt_test")
+    link = f"https://t.me/proxy?server=127.0.0.1&port={proxy.port}&secret={prefix}{SECRET}"
+    result = run_stage(spec, env={**telegram_env(running.server), "BUGURT_TELEGRAM_PROXY": link})
+    proxy.loop.call_soon_threadsafe(proxy.loop.stop)
+    assert result.code == 0, result.stderr
+    check(rows(store, spec.ref()), channel)
+    assert proxy.centres == [number]
+    assert proxy.frames >= 5
+    assert running.server.connections == 1
+    assert SECRET not in result.stderr
+
+
+def test_a_proxy_with_another_secret_is_temporary(run_stage: RunStage, serve: Serve) -> None:
+    running = serve(make_channel(1, 5))
+    [centre] = running.server.dcs.values()
+    proxy = MtProxy("f" * 32, (running.server.host, centre.port))
+    text = f"mtproxy://{SECRET}@127.0.0.1:{proxy.port}"
+    result = run_stage(
+        ScrapeSpec(channel="@bugurt_test"), env={**telegram_env(running.server), "BUGURT_TELEGRAM_PROXY": text}
+    )
+    proxy.loop.call_soon_threadsafe(proxy.loop.stop)
+    assert result.code == 75, result.stderr
+    assert proxy.refused > 0
+    assert running.server.connections == 0
+    assert SECRET not in result.stderr
 
 
 @pytest.mark.parametrize(
