@@ -228,7 +228,7 @@ def utf16_spans(text: str, spans: Iterable[tuple[int, int]]) -> list[tuple[int, 
     spans = list(spans)
     if not spans:
         return []
-    if text.isascii() or max(text, default="") <= "\uffff":  # both counts are the same
+    if utf16_length(text) == len(text):  # both counts are the same
         size = len(text)
         bounds = [(min(max(o, 0), size), min(max(o + n, 0), size)) for o, n in spans]
         return [(start, max(end - start, 0)) for start, end in bounds]
@@ -245,4 +245,4 @@ def utf16_spans(text: str, spans: Iterable[tuple[int, int]]) -> list[tuple[int, 
 
 def utf16_length(text: str) -> int:
     """How many UTF-16 code units a text has."""
-    return len(text) + sum(char > "\uffff" for char in text)
+    return len(text.encode("utf-16-le", "surrogatepass")) // 2
