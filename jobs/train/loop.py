@@ -20,10 +20,11 @@ from jobs.train.head import choose_head, use_fused_gelu
 from jobs.train.journal import Journal
 from jobs.train.keeper import Ended, Keeper, full_disk_said
 from jobs.train.launch import TooLarge
-from jobs.train.models import Base, is_scratch, load_base, load_tokenizer
+from jobs.train.models import Base, is_scratch, load_base, load_tokenizer, one_line
 from jobs.train.packing import choose_layout
 from jobs.train.plan import Plan
 from jobs.train.presets import Settings, resolve
+from jobs.train.surroundings import check_compiling, out_of_memory, precision_of, release_memory
 from jobs.train.trainer import PostTrainer, arguments
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,10 @@ def train(work: Work) -> Result | None:
         raise DataError(f"{dataset.ref} does not count its 'characters_validation'; make it anew with preprocess")
     settings = resolve(spec, from_scratch=is_scratch(spec))
     check_length(style)
+    precision = precision_of(spec)
+    if spec.torch_compile:
+        work.report(message="trying torch.compile")
+        check_compiling()
     log.info(
         "%d blocks of %s, %d tokens; held out: %d tokens", len(blocks), dataset.ref, blocks.tokens, held_out.tokens
     )
@@ -108,7 +113,6 @@ def train(work: Work) -> Result | None:
         uploader = checkpoints.Uploader(
             store, run=work.run, artifact=work.ref, spec=spec.model_dump(mode="json"), keep=spec.keep_checkpoints
         )
-    precision = precision_of(spec)
     session = Session(work, settings, style, tokenizer, blocks, held_out, characters, journal, uploader, precision)
     try:
         trainer, base = session.run(resumed)
@@ -171,16 +175,6 @@ def keep_best(work: Work, journal: Journal, step: int, folder: Path, best: Path)
             shutil.copyfile(file, target / file.name)
 
 
-def precision_of(spec: TrainSpec) -> str:
-    """``fp32``, ``bf16`` or ``fp16``. Under ``auto`` CPUs compute in fp32: bf16 is slower on most of them."""
-    gpu = torch.cuda.is_available()
-    if spec.precision == "auto":
-        return "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if spec.precision == "fp16" and not gpu:
-        raise ConfigError("precision fp16 needs a GPU; take 'auto', 'fp32' or 'bf16'")
-    return spec.precision
-
-
 @dataclass
 class Session:
     """A training with what it works on."""
@@ -200,24 +194,31 @@ class Session:
 
     def run(self, resumed: tuple[checkpoints.Found, Path] | None) -> tuple[PostTrainer, Base]:
         """Train to the end, or to the signal. Raises TooLarge with what to try when the memory does not suffice."""
-        from accelerate.utils.memory import should_reduce_batch_size
-
         s = self.settings
         batch, accumulation = self.work.batch or (
             self.journal.batch_size or s.batch_size,
             self.journal.accumulation or s.gradient_accumulation_steps,
         )
-        base = self.base()
-        trainer = self.trainer(base, batch, accumulation, resumed[0].step if resumed else 0)
+        release_memory()
+        try:
+            base = self.base()
+            trainer = self.trainer(base, batch, accumulation, resumed[0].step if resumed else 0)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"there is not enough memory for the model itself ({one_line(error)[:160]}): give the stage more, or "
+                "take a smaller model"
+            ) from None
         try:
             with full_disk_said():
                 trainer.train(resume_from_checkpoint=str(resumed[1]) if resumed else None)
         except Ended:
             log.info("the evaluation that was due ends the training")
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
                 raise
-            problem = " ".join(str(error).split())[:160]
+            problem = one_line(error)[:160]
             if self.uploader is not None:
                 self.uploader.wait()
             # From None: the traceback would keep the model, and its memory, alive.

@@ -15,6 +15,7 @@ from jobs.artifacts import ArtifactStore, Manifest
 from jobs.specs import BugurtError, ConfigError, DataError, SpecError, TemporaryError, TrainSpec
 from jobs.style import Style
 from jobs.train.presets import Settings
+from jobs.train.surroundings import out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def explain_loading(error: Exception, source: str, revision: str | None, *, loca
     ours = next((c for c in causes if isinstance(c, BugurtError)), None)
     if ours is not None:
         return ours
-    if isinstance(error, MemoryError):
+    if out_of_memory(error):
         return ConfigError(f"there is not enough memory to load the model {name}")
     text = one_line(error)
     low = text.lower()

@@ -43,6 +43,40 @@ def no_memory_at_all() -> None:
     GPT2LMHeadModel.forward = refused
 
 
+def address_space_that_ends() -> None:
+    """No more than 120 MiB beside what the process has when a batch comes: torch's own allocator fails."""
+    import resource
+    from pathlib import Path
+
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = 0
+
+    def bounded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal most
+        if not most:
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + (120 << 20)
+        # What comes after the last step has threads to start, which need room of their own.
+        resource.setrlimit(resource.RLIMIT_AS, (most if self.training else hard, hard))
+        return forward(self, *args, **kwargs)
+
+    GPT2LMHeadModel.forward = bounded
+
+
+def no_memory_for_the_model() -> None:
+    """The weights alone are too large for the GPU."""
+    import torch
+    from transformers import Trainer
+
+    def refused(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    Trainer._move_model_to_device = refused
+
+
 def memory_ends_at_step_eight() -> None:
     """The batch fits at first and no more later, as with a longer post or a neighbour on the GPU."""
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import TemporaryError, TrainSpec
 from jobs.train.checkpoints import NEEDED, Uploader
+from jobs.train.surroundings import out_of_memory
 from tests.conftest import S3Server, stage_env
 from tests.train import hooks
 from tests.train.datasets import make_dataset
@@ -53,6 +56,57 @@ def test_memory_that_runs_out_later_costs_no_more_than_an_interval(
     assert done.end() == 0, done.text
     assert "resuming at step 6" in done.text
     assert store.manifest(spec.ref()).counts["steps"] == 12
+
+
+def test_memory_that_really_ends(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
+    spec = TrainSpec.model_validate(
+        {**SPEC, "batch_size": 128, "max_steps": 1, "eval_steps": 1, "dataset": make_dataset(store)}
+    )
+    done = Fork(spec, s3_env, tmp_path, hook=hooks.address_space_that_ends)
+    assert done.end() == 0, done.text
+    said = re.findall(r"going on with batch_size (\d+), gradient_accumulation_steps (\d+)", done.text)
+    assert said[:1] == [("64", "2")]
+    info = store.manifest(spec.ref()).info
+    assert (str(info["settings"]["batch_size"]), str(info["settings"]["gradient_accumulation_steps"])) == said[-1]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"), True),
+        (torch.OutOfMemoryError("HIP out of memory."), True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+            True,
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("could not create a memory object"), True),
+        (MemoryError(), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (OSError(28, "No space left on device"), False),
+    ],
+)
+def test_what_is_want_of_memory(error: Exception, expected: bool) -> None:
+    assert out_of_memory(error) is expected
+
+
+def test_a_model_that_does_not_fit_at_all(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
+    spec = TrainSpec.model_validate({**SPEC, "dataset": make_dataset(store)})
+    done = Fork(spec, s3_env, tmp_path, hook=hooks.no_memory_for_the_model)
+    assert done.end() == 78, done.text
+    assert "not enough memory for the model itself" in done.last
+
+
+def test_compiling_without_a_compiler(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
+    spec = TrainSpec.model_validate({**SPEC, "torch_compile": True, "dataset": make_dataset(store)})
+    env = {"PATH": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    done = Fork(spec, s3_env, tmp_path, env=env)
+    assert done.end() == 78, done.text[-3000:]
+    assert "torch_compile does not work here" in done.last
+    assert "install a C++ compiler" in done.last
+    assert len(done.last) < 600
+    assert store.find(spec.ref()) is None
 
 
 def test_no_room_for_a_single_block_says_what_to_do(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,20 @@ def test_early_stopping_keeps_the_best(store: ArtifactStore, s3_env: dict[str, s
 
 
 @pytest.mark.parametrize(
-    "fields", [{"gradient_checkpointing": True}, {"precision": "bf16"}, {"attn_implementation": "eager"}]
+    "fields",
+    [
+        {"gradient_checkpointing": True},
+        {"precision": "bf16"},
+        {"attn_implementation": "eager"},
+        pytest.param(
+            {"torch_compile": True},
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"),
+            ],
+        ),
+    ],
+    ids=str,
 )
 def test_other_ways_to_compute_come_to_nearly_the_same(
     store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, fields: dict[str, Any]
