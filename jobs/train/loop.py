@@ -163,6 +163,20 @@ def shared(work: Work, resumed: tuple[checkpoints.Found, Path] | None) -> tuple[
     return chosen, folder
 
 
+def agreed(batch: tuple[int, int], world: int) -> tuple[int, int]:
+    """The smallest batch size (with its accumulation) that any process knows to fit.
+
+    A machine that found out that a batch does not fit begins anew with less, and those that were started again
+    beside it know nothing of that.
+    """
+    if world == 1:
+        return batch
+    known: list[Any] = [None] * world
+    torch.distributed.all_gather_object(known, batch)
+    least: tuple[int, int] = min(known)
+    return least
+
+
 def keep_best(work: Work, journal: Journal, step: int, folder: Path, best: Path) -> None:
     """Put the best weights that a checkpoint brought to where the training keeps them."""
     if journal.best_step is None:
@@ -195,10 +209,11 @@ class Session:
     def run(self, resumed: tuple[checkpoints.Found, Path] | None) -> tuple[PostTrainer, Base]:
         """Train to the end, or to the signal. Raises TooLarge with what to try when the memory does not suffice."""
         s = self.settings
-        batch, accumulation = self.work.batch or (
+        known = self.work.batch or (
             self.journal.batch_size or s.batch_size,
             self.journal.accumulation or s.gradient_accumulation_steps,
         )
+        batch, accumulation = agreed(known, self.work.world)
         release_memory()
         try:
             base = self.base()

@@ -62,19 +62,24 @@ def _work(
     if found is not None and (not force or found.run == run):
         log.info("found %s: nothing to do", ref)
         return
-    try:
-        launch(
-            spec,
-            ref=ref,
-            run=run,
-            topology=topology,
-            workdir=workdir,
-            report=lambda **_: None,
-            stop=stop,
-            batch=None,
-        )
-    except TooLarge as error:
-        raise TemporaryError("a batch did not fit into memory on one of the machines") from error
+    batch: tuple[int, int] | None = None
+    while True:
+        try:
+            launch(
+                spec,
+                ref=ref,
+                run=run,
+                topology=topology,
+                workdir=workdir,
+                report=lambda **_: None,
+                stop=stop,
+                batch=batch,
+            )
+            break
+        except TooLarge as error:
+            # The first machine begins anew as well, for it has lost us, and takes the smaller batch from us.
+            batch = (error.batch, error.accumulation)
+            log.warning("a batch does not fit into this machine's memory; going on with batch_size %d", batch[0])
     log.info("trained; waiting for the first machine to commit %s", ref)
     if not await_commit(store, ref, stop):
         if stop.is_set():

@@ -18,8 +18,8 @@ from typing import Any, TextIO
 from jobs.specs import TrainSpec
 from tests.conftest import stage_env
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
     ["jobs.train.loop", "jobs.train.lora", "jobs.train.run", "peft", "transformers.models.gpt2"]
 )
 
@@ -60,7 +60,7 @@ class Fork:
         path.write_text(spec.model_dump_json(), encoding="utf-8")
         os.mkfifo(pipe)
         self.lines: list[str] = []
-        self._process = _context.Process(
+        self._process = context.Process(
             target=_child,
             args=(
                 stage_env(s3_env, run, {"OMP_NUM_THREADS": "1", **(env or {})}),

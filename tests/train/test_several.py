@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import ConfigError, TrainSpec
+from jobs.train import peer
+from jobs.train.launch import TooLarge
 from jobs.train.topology import Topology
 from tests.conftest import stage_env
 from tests.train.datasets import make_dataset
-from tests.train.forks import Fork
+from tests.train.forks import Fork, context
 from tests.train.test_resume import committed
 
 SPEC: dict[str, Any] = {"model": "scratch:tiny", "preset": "tiny", "max_steps": 12, "eval_steps": 4}
@@ -56,21 +59,30 @@ def curves(store: ArtifactStore, ref: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in data.decode().splitlines()]
 
 
-def test_two_processes_give_the_losses_of_one(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
-    dataset = make_dataset(store)
-    one = TrainSpec.model_validate({**SPEC, "batch_size": 6, "dataset": dataset})
-    two = TrainSpec.model_validate({**SPEC, "batch_size": 3, "dataset": dataset})
-    alone = Fork(one, s3_env, tmp_path)
-    assert alone.end() == 0, alone.text
-    process = start(two, s3_env, tmp_path, BUGURT_TRAIN_PROCESSES="2")
-    assert process.stderr is not None
-    said = process.stderr.read()
-    assert process.wait(60) == 0, said
-    assert store.manifest(two.ref()).info["processes"] == 2
-    expected, found = curves(store, one.ref()), curves(store, two.ref())
+def alone(store: ArtifactStore, s3_env: dict[str, str], folder: Path, spec: TrainSpec) -> list[dict[str, float]]:
+    """The curves that one process gives."""
+    done = Fork(spec, s3_env, folder)
+    assert done.end() == 0, done.text
+    return curves(store, spec.ref())
+
+
+def assert_same_curves(found: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    """Up to what another order of sums does to floats."""
     assert [sorted(r) for r in found] == [sorted(r) for r in expected]
     for a, b in zip(expected, found, strict=True):
         assert b == pytest.approx(a, rel=2e-4)
+
+
+def test_three_processes_give_the_losses_of_one(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
+    dataset = make_dataset(store)
+    one = TrainSpec.model_validate({**SPEC, "batch_size": 6, "dataset": dataset})
+    three = TrainSpec.model_validate({**SPEC, "batch_size": 2, "dataset": dataset})
+    process = start(three, s3_env, tmp_path, BUGURT_TRAIN_PROCESSES="3")
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert process.wait(60) == 0, said
+    assert store.manifest(three.ref()).info["processes"] == 3
+    assert_same_curves(curves(store, three.ref()), alone(store, s3_env, tmp_path, one))
     progress = json.loads(store.bucket.get_bytes("runs/several/train/progress.json"))
     assert progress["done"] == 12  # rank 0's progress came through the parent
     assert b"blocks of" in store.bucket.get_bytes("runs/several/train/log.txt")
@@ -120,6 +132,48 @@ def test_a_signal_reaches_all_processes_and_a_lost_one_ends_the_others(
     assert not alive
 
 
+def _agree(rank: int, folder: str, batch: tuple[int, int]) -> None:
+    """One of two processes that know different batches."""
+    import torch.distributed as dist
+
+    from jobs.train.loop import agreed
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    Path(folder, f"agreed-{rank}").write_text(json.dumps(agreed(batch, 2)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_the_machine_with_the_least_memory_decides_on_the_batch(tmp_path: Path) -> None:
+    known = [(8, 1), (2, 4)]
+    processes = [context.Process(target=_agree, args=(r, str(tmp_path), b)) for r, b in enumerate(known)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [json.loads((tmp_path / f"agreed-{r}").read_text()) for r in (0, 1)] == [[2, 4], [2, 4]]
+
+
+def test_a_machine_whose_memory_does_not_suffice_begins_anew_with_less(
+    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = TrainSpec.model_validate({**SPEC, "batch_size": 4, "dataset": "dataset/" + "1" * 20})
+    asked: list[Any] = []
+
+    def launched(*_: Any, batch: Any, **__: Any) -> None:
+        asked.append(batch)
+        if len(asked) < 3:
+            raise TooLarge(4 >> len(asked), 1 << len(asked))
+        writer = store.writer(spec.ref())
+        writer.put_bytes("x", b"")
+        writer.commit(stage="train", spec={})
+
+    monkeypatch.setattr(peer, "launch", launched)
+    peer._work(spec, Topology(1, 2, 1, "127.0.0.1", 1), tmp_path, threading.Event(), s3_env, force=False)
+    assert asked == [None, (2, 2), (1, 4)]
+
+
 def test_two_machines_train_one_model(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
     spec = TrainSpec.model_validate({**SPEC, "batch_size": 2, "dataset": make_dataset(store)})
     with socket.socket() as probe:
@@ -138,6 +192,8 @@ def test_two_machines_train_one_model(store: ArtifactStore, s3_env: dict[str, st
     assert [m.wait(120) for m in machines] == [0, 0], "\n".join(said)
     assert store.manifest(spec.ref()).info["processes"] == 2
     assert "waiting for the first machine to commit" in said[0]
+    one = spec.model_copy(update={"batch_size": 4})
+    assert_same_curves(curves(store, spec.ref()), alone(store, s3_env, tmp_path, one))
 
 
 @pytest.mark.parametrize(
