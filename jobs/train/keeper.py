@@ -89,7 +89,10 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         plan, trainer = self.plan, self.trainer
         loss, bits = metrics["eval_loss"], metrics["bits_per_character"]
         if not math.isfinite(loss):
-            raise SpecError(f"the training diverged: the held-out loss is {loss} at step {state.global_step}")
+            raise SpecError(
+                f"the training diverged: the held-out loss is {loss} at step {state.global_step}; lower "
+                "'learning_rate', or lengthen the warm-up"
+            )
         best = plan.journal.evaluated(state.global_step, trainer.epochs(state.global_step), loss, bits)
         if best and plan.rank == 0:
             with full_disk_said():

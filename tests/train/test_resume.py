@@ -6,13 +6,17 @@ import random
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import TrainSpec
-from tests.train.datasets import make_dataset
+from jobs.train.journal import Journal
+from jobs.train.keeper import Keeper
+from jobs.train.presets import Settings
+from tests.train.datasets import invented_posts, make_dataset
 from tests.train.forks import Fork
 
 #: Dropout, so that random states matter; evaluations and checkpoints that do not fall together.
@@ -96,6 +100,71 @@ def test_a_signal_during_the_evaluation_puts_it_off(
     second.wait_for("resuming at step 14")
     assert second.end() == 0, second.text
     assert weights(store, spec.ref()) == expected
+
+
+def test_the_best_weights_outlive_a_kill(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
+    posts = invented_posts(20)
+    other = [p[::-1] for p in invented_posts(5, seed=9)]  # held out is something else: it only gets worse
+    changed = {
+        "dataset": make_dataset(store, posts, held_out=other),
+        "eval_steps": 5,
+        "checkpoint_steps": 3,
+        "max_steps": 400,
+        "learning_rate": 0.01,
+        "early_stopping_patience": 6,
+    }
+    spec = TrainSpec.model_validate({**SPEC, **changed})
+    whole = Fork(spec.model_copy(update={"checkpoint_steps": None}), s3_env, tmp_path, run="whole")
+    assert whole.end() == 0, whole.text
+    manifest = store.manifest(spec.ref())
+    expected, best = weights(store, spec.ref()), manifest.info["best_step"]
+    assert manifest.counts["steps"] == best + 30
+    store.remove(spec.ref())
+
+    later = next(step for step in range(best + 1, best + 5) if step % 3 == 0)
+    killed = Fork(spec, s3_env, tmp_path, run="one")
+    killed.wait_for(f"checkpoint {later} is in the bucket")
+    assert killed.end(signal.SIGKILL) == -signal.SIGKILL
+    newest = committed(store, "one")[-1]
+    assert best < newest < best + 30
+    kept = {f.path for f in store.manifest(f"runs/one/train/checkpoints/{newest}").files}
+    assert {"model.safetensors", "best/model.safetensors"} <= kept
+    again = Fork(spec, s3_env, tmp_path, run="one")
+    assert again.end() == 0, again.text
+    assert f"resuming at step {newest}" in again.text
+    assert weights(store, spec.ref()) == expected
+
+
+@pytest.mark.parametrize(("every", "expected"), [(None, [3, 6, 9]), (5, [3, 5, 8, 10])])
+def test_checkpoints_are_due_by_time_and_by_steps(tmp_path: Path, every: int | None, expected: list[int]) -> None:
+    from transformers import TrainerControl, TrainerState
+
+    now = 0.0
+    plan = SimpleNamespace(
+        clock=lambda: now,
+        checkpoint_seconds=20.0,
+        checkpoint_steps=every,
+        journal=Journal(),
+        settings=Settings(),
+        stopped=lambda: False,
+        total_steps=100,
+        eval_every=1000,
+        uploader=None,
+        folder=tmp_path,
+        world=1,
+    )
+    keeper: Any = Keeper(SimpleNamespace(plan=plan))  # type: ignore[arg-type]
+    state, control = TrainerState(), TrainerControl()
+    keeper.on_train_begin(None, state, control)
+    saved = []
+    for step in range(1, 11):
+        now += 7.0  # seconds that a step takes
+        state.global_step = step
+        keeper.on_step_end(None, state, control)
+        if control.should_save:
+            saved.append(step)
+            keeper.on_save(None, state, control)
+    assert saved == expected
 
 
 @pytest.mark.slow

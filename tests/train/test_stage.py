@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from jobs.artifacts import ArtifactStore
 from jobs.specs import TrainSpec
 from tests.conftest import RunStage
@@ -39,6 +41,38 @@ def test_a_dataset_becomes_a_model_that_others_can_load(
     assert held_out[-1] < held_out[0] < 6.3  # below log(512), what knowing nothing costs
     assert manifest.info["best_loss"] == min(held_out)
     assert not list(store.bucket.list("runs/test/train/checkpoints/"))
+    assert_told(tmp_path / "m", metrics, dataset)
+    progress = json.loads(store.bucket.get_bytes("runs/test/train/progress.json"))
+    assert (progress["done"], progress["total"], progress["unit"]) == (30, 30, "steps")
+    shown = progress["metrics"]
+    assert shown["held_out_loss"] == round(manifest.info["best_loss"], 4)
+    assert shown["epoch"] > 1
+    assert 0 < shown["loss"] < 6.3
+    assert shown["tokens_per_second"] > 0
+    assert shown["seconds_left"] == 0
+    assert 50 < shown["memory_mib"] < 20_000
     again = run_stage(spec)
     assert again.code == 0
     assert "nothing to do" in again.last
+
+
+def assert_told(folder: Path, metrics: list[dict[str, float]], dataset: str) -> None:
+    """Card, report, TensorBoard events and generation config say what the metrics say."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    for tag, name in (("train/loss", "loss"), ("held_out/bits_per_character", "bits_per_character")):
+        expected = [(m["step"], pytest.approx(m[name], rel=1e-6)) for m in metrics if name in m]
+        assert [(e.step, e.value) for e in events.Scalars(tag)] == expected
+    best = min(m["bits_per_character"] for m in metrics if "bits_per_character" in m)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    for said in (dataset, f"{best:.4f}", "| learning_rate |", "| tokens train |", "## Limits"):
+        assert said in card
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 4
+    assert "Bits per character" in page
+    generation = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    style = json.loads((folder / "style.json").read_text(encoding="utf-8"))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        assert generation[name] == style[name]
