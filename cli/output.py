@@ -60,6 +60,41 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, empty:
         say("  ".join(padded).rstrip())
 
 
+def page(texts: Iterable[str]) -> None:
+    """Print texts: on a terminal by its pager (``PAGER``, else ``less``), as they come, so that it opens at once.
+
+    Whoever leaves the pager early ends the reading of ``texts`` as well.
+    """
+    import shlex
+    import subprocess
+
+    command = shlex.split(os.environ.get("PAGER", "")) or ["less"]
+    pager = None
+    if sys.stdout.isatty() and os.environ.get("TERM") != "dumb":
+        env = {"LESS": "FRX", "LESSCHARSET": "utf-8", **os.environ}
+        try:
+            pager = subprocess.Popen(command, stdin=subprocess.PIPE, encoding="utf-8", errors="replace", env=env)
+        except OSError:
+            pager = None  # there is none on this machine
+    if pager is None:
+        for text in texts:
+            sys.stdout.write(text)
+        return
+    assert pager.stdin is not None
+    try:
+        with pager.stdin as pipe:
+            for text in texts:
+                pipe.write(text)
+    except (BrokenPipeError, KeyboardInterrupt):
+        pass  # enough was read; what Ctrl-C means in a pager is the pager's affair
+    finally:
+        while pager.poll() is None:
+            try:
+                pager.wait()
+            except KeyboardInterrupt:
+                continue
+
+
 def _coloured(text: str, cell: str) -> str:
     style = STATE_STYLES.get(cell)
     return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if style else text

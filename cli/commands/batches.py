@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,7 +60,7 @@ def show(
     import itertools
     import json
 
-    from cli.output import say
+    from cli.output import page, say
     from cli.records import jsonl
 
     store = open_store()
@@ -71,14 +70,7 @@ def show(
         for record in found:
             say(json.dumps(record, ensure_ascii=False))
         return
-    texts = (f"[{r.get('index')}]\n{clean(str(r.get('text', '')))}\n\n" for r in found)
-    if sys.stdout.isatty():
-        import pydoc
-
-        pydoc.pager("".join(texts))
-        return
-    for text in texts:
-        sys.stdout.write(text)
+    page(f"[{r.get('index')}]\n{clean(str(r.get('text', '')))}\n\n" for r in found)
 
 
 @app.command()
@@ -120,13 +112,16 @@ def compare(
     as_json: artifacts.Json = False,
 ) -> None:
     """Two batches side by side, on the same prompts where they have them."""
-    from cli.output import console, print_json
+    from cli.output import console, print_json, say
 
     store = open_store()
     manifests = [store.manifest(store.resolve(b, "batch")) for b in (first, second)]
     pairs = list(_pairs(store, manifests[0], manifests[1], number))
     if as_json:
         print_json([{"prompt": p, "a": a, "b": b} for p, a, b in pairs])
+        return
+    if not pairs:
+        say(f"no post of {manifests[0].ref} begins with the prompt of one of {manifests[1].ref}", err=True)
         return
     from rich.table import Table
     from rich.text import Text
@@ -136,7 +131,7 @@ def compare(
         table.add_column(f"{manifest.ref[:14]} ({manifest.inputs.get('model', '-')[:14]})", ratio=1)
     for _, a, b in pairs:
         table.add_row(Text(clean(str(a["text"]))), Text(clean(str(b["text"]))))
-    console().print(table)
+    console().print(table, soft_wrap=False)  # posts are wrapped within their columns
 
 
 def _pairs(store: ArtifactStore, a: Manifest, b: Manifest, number: int) -> list[tuple[str, Any, Any]]:

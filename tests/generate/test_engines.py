@@ -262,6 +262,39 @@ def test_scores_are_the_models_own_whatever_the_sampling(
         assert draw.score == pytest.approx(expected, abs=2e-3)
 
 
+def tokens_of(engine: Engine, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [d.tokens for d in engine.session(5).draw(prompts)]
+
+
+@pytest.mark.parametrize("name", ["ctranslate2", "transformers"])
+def test_the_settings_of_sampling_do_what_they_say(
+    store: ArtifactStore, writer: MadeModel, untrained: MadeModel, tmp_path: Path, name: str
+) -> None:
+    model, prompts = writer.put(store), [[BEGIN], [BEGIN, 120], [BEGIN, 200, 90]]
+
+    def drawn(of: str, **fields: Any) -> list[list[int]]:
+        return tokens_of(
+            engine_of(store, of, tmp_path / str(len(list(tmp_path.iterdir()))), engine=name, **fields), prompts
+        )
+
+    greedy = drawn(model, top_k=1)
+    assert drawn(model) != greedy
+    # Each of these leaves the most probable token alone in its way.
+    assert drawn(model, top_p=1e-6) == greedy
+    assert drawn(model, temperature=1e-4) == greedy
+    if name == "transformers":
+        assert drawn(model, min_p=0.999) == greedy
+
+    def repeats(found: list[list[int]], size: int) -> int:
+        grams = [[tuple(row[at : at + size]) for at in range(len(row) - size + 1)] for row in found]
+        return sum(len(row) - len(set(row)) for row in grams)
+
+    random = untrained.put(store)  # says what it likes, again and again, and never ends
+    assert repeats(drawn(random, top_k=3), 2) > 0
+    assert repeats(drawn(random, top_k=3, no_repeat_ngram_size=2), 2) == 0
+    assert repeats(drawn(random, top_k=3, repetition_penalty=10.0), 1) < repeats(drawn(random, top_k=3), 1)
+
+
 @pytest.mark.parametrize("name", ["ctranslate2", "transformers"])
 def test_no_more_tokens_than_asked_for(store: ArtifactStore, untrained: MadeModel, tmp_path: Path, name: str) -> None:
     engine = engine_of(store, untrained.put(store), tmp_path / "m", engine=name, max_new_tokens=9)
