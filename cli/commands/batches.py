@@ -131,7 +131,7 @@ def compare(
         table.add_column(f"{manifest.ref[:14]} ({manifest.inputs.get('model', '-')[:14]})", ratio=1)
     for _, a, b in pairs:
         table.add_row(Text(clean(str(a["text"]))), Text(clean(str(b["text"]))))
-    console().print(table, soft_wrap=False)  # posts are wrapped within their columns
+    console().print(table)
 
 
 def _pairs(store: ArtifactStore, a: Manifest, b: Manifest, number: int) -> list[tuple[str, Any, Any]]:

@@ -43,9 +43,8 @@ def test_a_batch_is_shown_in_order(project: Project, store: ArtifactStore, s3_en
     assert project.ok("batches", "show", "-n", "2", env=s3_env).count("ДОВОЛЕН") == 2
     put(store, "b", texts("ДЕД", 2), MODELS[1])
     rows = json.loads(project.ok("batches", "list", "--json", env=s3_env))
-    assert {(r["ref"], r["inputs"]["model"]) for r in rows} == set(
-        zip(("batch/" + "a" * 20, "batch/" + "b" * 20), MODELS)
-    )
+    expected = {"batch/" + "a" * 20: MODELS[0], "batch/" + "b" * 20: MODELS[1]}
+    assert {r["ref"]: r["inputs"]["model"] for r in rows} == expected
     assert "ДЕД НОМЕР 0" in project.ok("batches", "show", env=s3_env)  # the newest
 
 
