@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from benchmarks.common import Row, arguments, report, row, say
 from jobs.train.data import Rows
 from jobs.train.head import choose_head, use_fused_gelu
 from jobs.train.models import SHAPES
+from jobs.train.surroundings import resident_mib
 
 REFERENCE = "reference method"
 OUR_RATES = (2e-3, 4e-3, 8e-3)
@@ -122,7 +122,7 @@ def peak(side: str) -> float:
     step = our_step(RUGPT3_SMALL, corpus) if side == "ours" else their_step(RUGPT3_SMALL)
     step()
     step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resident_mib()
 
 
 def bits(name: str, seconds: float, clock: Callable[[], float]) -> Row:

@@ -28,7 +28,8 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         self.trainer, self.plan = trainer, trainer.plan
         self.interrupted = False
         self.stopped_early = False
-        self._began = self._saved = self.plan.clock()
+        self._began = self._saved = self._state_of = self.plan.clock()
+        self._last_saving = 0.0
         self._before = self.plan.journal.seconds
         self._tokens_before = self.plan.journal.tokens
         self.saving_since = 0.0
@@ -61,7 +62,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
     # -- the Trainer's events
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._began = self._saved = self.plan.clock()
+        self._began = self._saved = self._state_of = self.plan.clock()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Dropout's numbers are a function of the step: whatever happened before a restart cannot shift them.
@@ -70,7 +71,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         plan = self.plan
         now = plan.clock()
-        due = now - self._saved >= plan.checkpoint_seconds
+        due = now - self._saved >= plan.checkpoint_seconds - self._under_way()
         stop, due_flag, seconds = self._agree(plan.stopped(), due, self._before + now - self._began)
         plan.journal.seconds = seconds
         step = state.global_step
@@ -83,7 +84,18 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         control.should_evaluate = ended or step % plan.eval_every == 0
         by_steps = plan.checkpoint_steps is not None and step % plan.checkpoint_steps == 0
         control.should_save = bool(due_flag) or by_steps
+        self._state_of = now
         control.should_training_stop = control.should_training_stop or ended
+
+    def _under_way(self) -> float:
+        """Seconds from a state of the training to its checkpoint's commit, by the last one; half the interval at most.
+
+        Whoever is killed while a checkpoint is on its way loses what came since the one before it: that must not be
+        more than an interval either.
+        """
+        uploader = self.plan.uploader
+        took = self._last_saving + uploader.last_seconds if uploader is not None else 0.0
+        return min(took, self.plan.checkpoint_seconds / 2)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         plan, trainer = self.plan, self.trainer
@@ -124,8 +136,9 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             best = plan.journal.best_step
             elsewhere = best is not None and best != state.global_step
             plan.uploader.submit(folder, state.global_step, self.best_folder(best) if elsewhere and best else None)
-        self._saved = plan.clock()
-        self.seconds_saving += self._saved - self.saving_since
+        self._saved = self._state_of
+        self._last_saving = plan.clock() - self.saving_since
+        self.seconds_saving += self._last_saving
 
     def best_folder(self, step: int) -> Path:
         """Where the best weights of ``step`` are kept on the disk."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from jobs.specs import ConfigError, TrainSpec
@@ -31,6 +32,31 @@ def release_memory() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def memory_mib() -> int:
+    """Peak memory of this process: the accelerator's where there is one, else the resident set's; MiB."""
+    import torch
+
+    return int(torch.cuda.max_memory_allocated() >> 20) if torch.cuda.is_available() else resident_mib()
+
+
+def resident_mib() -> int:
+    """Peak resident memory of this process, MiB.
+
+    Linux's VmHWM: ``getrusage`` counts what the parent held when it started us, too.
+    """
+    import resource
+    from pathlib import Path
+
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) >> 10
+    except OSError:
+        pass  # another system
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak >> (20 if sys.platform == "darwin" else 10))
 
 
 def precision_of(spec: TrainSpec) -> str:

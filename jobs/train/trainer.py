@@ -19,6 +19,7 @@ from jobs.specs import SpecError
 from jobs.train.data import GlobalBatches, count_targets
 from jobs.train.keeper import Ended, Keeper
 from jobs.train.plan import Plan, schedule
+from jobs.train.surroundings import memory_mib
 
 log = logging.getLogger(__name__)
 
@@ -247,12 +248,3 @@ class PostTrainer(Trainer):  # type: ignore[misc]
     def keeper(self) -> Keeper:
         """The callback that keeps time, evaluations and checkpoints."""
         return next(c for c in self.callback_handler.callbacks if isinstance(c, Keeper))
-
-
-def memory_mib() -> int:
-    """Peak memory of this process: the accelerator's where there is one, else the resident set's; MiB."""
-    import resource
-
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated() >> 20)
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)

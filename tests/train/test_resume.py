@@ -135,8 +135,31 @@ def test_the_best_weights_outlive_a_kill(store: ArtifactStore, s3_env: dict[str,
     assert weights(store, spec.ref()) == expected
 
 
-@pytest.mark.parametrize(("every", "expected"), [(None, [3, 6, 9]), (5, [3, 5, 8, 10])])
-def test_checkpoints_are_due_by_time_and_by_steps(tmp_path: Path, every: int | None, expected: list[int]) -> None:
+class Slow:
+    """Uploads that take so many seconds."""
+
+    def __init__(self, seconds: float) -> None:
+        self.last_seconds = seconds
+
+    def wait(self) -> None:
+        """It has ended."""
+
+    def submit(self, *_: object) -> None:
+        """Begun."""
+
+
+@pytest.mark.parametrize(
+    ("every", "upload", "expected"),
+    [
+        (None, 0.0, [3, 6, 9]),
+        (5, 0.0, [3, 5, 8, 10]),
+        (None, 6.5, [2, 4, 6, 8, 10]),  # whoever is killed at the end of an upload has lost 20 seconds, not 26
+        (None, 1000.0, [2, 4, 6, 8, 10]),
+    ],
+)
+def test_checkpoints_are_due_by_time_and_by_steps(
+    tmp_path: Path, every: int | None, upload: float, expected: list[int]
+) -> None:
     from transformers import TrainerControl, TrainerState
 
     now = 0.0
@@ -149,7 +172,7 @@ def test_checkpoints_are_due_by_time_and_by_steps(tmp_path: Path, every: int | N
         stopped=lambda: False,
         total_steps=100,
         eval_every=1000,
-        uploader=None,
+        uploader=Slow(upload),
         folder=tmp_path,
         world=1,
     )
@@ -163,6 +186,8 @@ def test_checkpoints_are_due_by_time_and_by_steps(tmp_path: Path, every: int | N
         keeper.on_step_end(None, state, control)
         if control.should_save:
             saved.append(step)
+            (tmp_path / f"checkpoint-{step}").mkdir()
+            keeper.saving_since = now
             keeper.on_save(None, state, control)
     assert saved == expected
 
