@@ -21,6 +21,9 @@ FOLDER = Path(__file__).resolve().parent
 #: The options of the quick form, where the usual one takes more than a minute or so.
 QUICK: dict[str, tuple[str, ...]] = {
     "generate": ("--posts", "64", "--layers", "4", "--width", "256", "--vocabulary", "8192", "--training", "5000"),
+    "resume": ("--quick",),
+    "train": ("--quick",),
+    "transfer": ("--quick",),
     "preprocess": ("--sizes", "2000,10000"),
     "scrape": ("--posts", "8000", "--rounds", "2"),
     "transfer_speed": ("--mib", "64", "--rounds", "3"),

@@ -23,7 +23,10 @@ Better = Literal["higher", "lower"]
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: our value, the peer's in the same run, and how many times better ours is (1 = equal)."""
+    """One comparison: our value, the peer's in the same run, and how many times better ours is (1 = equal).
+
+    ``goal``: what this project set out to reach here, in words, where it did; ``met``: whether this run did.
+    """
 
     name: str
     ours: float
@@ -32,12 +35,33 @@ class Row:
     ratio: float
     unit: str
     better: Better
+    goal: str = ""
+    met: bool | None = None
 
 
-def row(name: str, ours: float, peer: float, *, peer_name: str, unit: str, better: Better) -> Row:
-    """A row; ``ratio`` above 1 means that ours is better, whichever way the unit counts."""
+def row(
+    name: str,
+    ours: float,
+    peer: float,
+    *,
+    peer_name: str,
+    unit: str,
+    better: Better,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Row:
+    """A row; ``ratio`` above 1 means that ours is better, whichever way the unit counts.
+
+    Goals: ``at_least`` for the ratio, or ``at_most`` for our own value.
+    """
     above, below = (ours, peer) if better == "higher" else (peer, ours)
-    return Row(name, ours, peer, peer_name, above / below if below else float("inf"), unit, better)
+    ratio = above / below if below else float("inf")
+    goal, met = "", None
+    if at_least is not None:
+        goal, met = f"{at_least:.3g} times or more", ratio >= at_least
+    elif at_most is not None:
+        goal, met = f"{at_most:.3g} {unit} at most", ours <= at_most
+    return Row(name, ours, peer, peer_name, ratio, unit, better, goal, met)
 
 
 def timed(work: Callable[[], T], *, repeat: int = 1) -> tuple[float, T]:
@@ -69,11 +93,22 @@ def report(rows: Sequence[Row], *, as_json: bool) -> None:
     """Print the rows: a JSON list, or a table."""
     if as_json:
         plain = [{**asdict(r), "ratio": r.ratio if r.ratio != float("inf") else None} for r in rows]
+        for one in plain:
+            if not one["goal"]:
+                del one["goal"], one["met"]
         print(json.dumps(plain, ensure_ascii=False, indent=1))
         return
-    head = ("what", "ours", "peer", "unit", "times better", "peer's name")
+    head = ("what", "ours", "peer", "unit", "times better", "goal", "peer's name")
     lines = [
-        (r.name, f"{r.ours:,.4g}", f"{r.peer:,.4g}", f"{r.unit} ({r.better} is better)", f"{r.ratio:.2f}", r.peer_name)
+        (
+            r.name,
+            f"{r.ours:,.4g}",
+            f"{r.peer:,.4g}",
+            f"{r.unit} ({r.better} is better)",
+            f"{r.ratio:.2f}",
+            f"{r.goal}: {'met' if r.met else 'MISSED'}" if r.goal else "",
+            r.peer_name,
+        )
         for r in rows
     ]
     widths = [max(len(line[i]) for line in [head, *lines]) for i in range(len(head))]

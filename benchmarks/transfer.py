@@ -1,7 +1,7 @@
 """Fine-tuning, with a stand-in for ruGPT3: what our method is worth when a model knows the language already.
 
-    python -m benchmarks.transfer               10 minutes of pre-training, 2 minutes a fine-tuning
-    python -m benchmarks.transfer --quick       2 minutes, 20 seconds
+    python -m benchmarks.transfer               10 minutes of pre-training, 9 fine-tunings of 2 minutes: half an hour
+    python -m benchmarks.transfer --quick       2 minutes, 20 seconds each: 5 minutes
 
 ``scratch:small`` is pre-trained on fortunes-ru, mixed case, with a tokenizer made from it. Then it is fine-tuned on
 the sample channel, which writes in capitals, as bugurt channels do: by the reference method, and by ours with the
