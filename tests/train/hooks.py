@@ -114,3 +114,15 @@ def weights_that_overflow() -> None:
         return forward(self, *args, **kwargs)
 
     GPT2LMHeadModel.forward = spoilt
+
+
+def compiled_by_nothing() -> None:
+    """``torch.compile`` traces and differentiates as ever, but runs what it traced without compiling it."""
+    import torch
+
+    compiled = torch.compile
+
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        return compiled(*args, **{**kwargs, "backend": "aot_eager"})
+
+    torch.compile = traced
