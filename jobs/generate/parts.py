@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ _PARTS = 8  # a small batch is cut into at most so many parts, so that cores and
 _LEAST = 2  # micro-batches in a part where the batch has enough: the last draws of a part are in small batches
 _FULL = 4  # micro-batches in the parts of a large batch
 _SMALLEST = 32  # posts in a part
-_STUBBORN = 5  # times max_attempts that a missing post may take out of its part's allowance
+STUBBORN = 5  # times max_attempts that a missing post may take out of what all are allowed together
 _MARGIN = 1.3  # standard deviations of what passes that are drawn on top of what is missing
 HOPELESS = 256  # draws without a single post that passes after which the batch is given up
 
@@ -120,6 +120,17 @@ class Tally:
         return cls(plain["drawn"], plain["tokens"], plain["spare"], Counter(plain["refused"]), Counter(plain["form"]))
 
 
+def worth_drawing(lost: Mapping[int, int], spec: GenerateSpec, tally: Tally) -> list[int]:
+    """The indexes of a batch that are drawn anew, of those whose post was lost to another part's.
+
+    ``lost``: the draws that each has taken. ``max_attempts`` is a mean over the batch, so that one post may take more
+    than that as long as all together have not, and none may take for ever.
+    """
+    if tally.drawn >= spec.max_attempts * spec.rerank * spec.count:
+        return []
+    return [index for index, attempts in lost.items() if attempts < STUBBORN * spec.max_attempts * spec.rerank]
+
+
 @dataclass(frozen=True)
 class Accepted:
     """A post that passed: its index in the batch, the draws that it took, and the post."""
@@ -163,7 +174,7 @@ class Drawing:
     def _wanted(self) -> list[int]:
         """The groups to draw for in the next round, one entry a draw; in the order of their first missing posts."""
         spec = self._spec
-        stubborn = _STUBBORN * spec.max_attempts * spec.rerank
+        stubborn = STUBBORN * spec.max_attempts * spec.rerank
         opened = {
             number: missing
             for number, group in enumerate(self._groups)

@@ -23,7 +23,7 @@ from jobs.generate.finish import Finish, account
 from jobs.generate.gates import Gates
 from jobs.generate.language import TEXT_FILES, Language, read_language
 from jobs.generate.merge import Merge
-from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again
+from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again, worth_drawing
 from jobs.generate.prompts import Prompts, open_prompts
 from jobs.generate.records import record, to_line
 from jobs.generate.training import Training, open_training
@@ -212,7 +212,7 @@ class Generation:
             merge = Merge(files, self.ctx.workdir / "merge", self.spec.near_duplicates)
             lost = merge.lost()
             across = merge.dropped
-            wanted = [i for i, attempts in lost.items() if attempts < self.spec.max_attempts]
+            wanted = worth_drawing(lost, self.spec, tally)
             if not wanted:
                 break
             log.info("%d posts are near-duplicates of posts in other parts and are drawn again", len(wanted))

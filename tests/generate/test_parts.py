@@ -15,7 +15,7 @@ from jobs.generate.engines import Draw
 from jobs.generate.gates import Gates
 from jobs.generate.language import Language, read_language
 from jobs.generate.merge import Merge
-from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again
+from jobs.generate.parts import HOPELESS, STUBBORN, Drawing, Part, Plan, Tally, again, worth_drawing
 from jobs.generate.prompts import open_prompts
 from jobs.similarity import jaccard, shingles
 from jobs.specs import GenerateSpec
@@ -209,6 +209,15 @@ def test_tally_survives_json() -> None:
     assert other == tally
     other.merge(tally)
     assert (other.drawn, other.refused["ended"]) == (10, 4)
+
+
+def test_attempts_are_bounded_on_average_and_for_each() -> None:
+    spec = GenerateSpec(model="model/" + "0" * 20, count=100, max_attempts=4)
+    lost = {3: 1, 5: 4, 7: 4 * STUBBORN - 1, 9: 4 * STUBBORN}
+    assert worth_drawing(lost, spec, Tally(drawn=399)) == [3, 5, 7]
+    assert worth_drawing(lost, spec, Tally(drawn=400)) == []
+    reranked = spec.model_copy(update={"rerank": 3})  # three draws are one attempt then
+    assert worth_drawing(lost, reranked, Tally(drawn=400)) == [3, 5, 7, 9]
 
 
 # -- merging
