@@ -30,6 +30,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         self.stopped_early = False
         self._began = self._saved = self._state_of = self.plan.clock()
         self._last_saving = 0.0
+        self._saved_step: int | None = None
         self._before = self.plan.journal.seconds
         self._tokens_before = self.plan.journal.tokens
         self.saving_since = 0.0
@@ -87,6 +88,17 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         self._state_of = now
         control.should_training_stop = control.should_training_stop or ended
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """A signal does not wait for the rest of a step of many batches: the state before the step is kept."""
+        (stop,) = self._agree(self.plan.stopped())
+        if not stop:
+            return
+        self.interrupted = True
+        self.plan.journal.tokens -= self.trainer.step_tokens
+        control.should_evaluate = False
+        control.should_training_stop = True
+        control.should_save = state.global_step not in (self.trainer.first_step, self._saved_step)
+
     def _under_way(self) -> float:
         """Seconds from a state of the training to its checkpoint's commit, by the last one; half the interval at most.
 
@@ -136,7 +148,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             best = plan.journal.best_step
             elsewhere = best is not None and best != state.global_step
             plan.uploader.submit(folder, state.global_step, self.best_folder(best) if elsewhere and best else None)
-        self._saved = self._state_of
+        self._saved, self._saved_step = self._state_of, int(state.global_step)
         self._last_saving = plan.clock() - self.saving_since
         self.seconds_saving += self._last_saving
 

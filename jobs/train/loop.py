@@ -127,7 +127,8 @@ def train(work: Work) -> Result | None:
             uploader.finish()
         if work.world > 1:
             torch.distributed.barrier()  # torchrun ends all processes when the first one is gone
-        raise Interrupted(f"interrupted at step {trainer.state.global_step}; its checkpoint is in the bucket")
+        step = trainer.state.global_step
+        raise Interrupted(f"interrupted at step {step}" + ("; its checkpoint is in the bucket" if step else ""))
     if uploader is not None:
         uploader.wait()
     if work.rank:

@@ -67,6 +67,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
     def __init__(self, plan: Plan, model: Any, args: TrainingArguments, first_step: int) -> None:
         self.plan = plan
         self.first_step = first_step
+        self.step_tokens = 0  # of the step that is under way
         super().__init__(model=model, args=args)
         self.remove_callback(PrinterCallback)
         self.add_callback(Keeper(self))
@@ -98,7 +99,8 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         batches = list(itertools.islice(epoch_iterator, num_batches))
         count = torch.tensor(float(sum(map(count_targets, batches))), device=device)
         count = self.summed(count)
-        self.plan.journal.tokens += int(count.item())
+        self.step_tokens = int(count.item())
+        self.plan.journal.tokens += self.step_tokens
         return batches, count
 
     def summed(self, value: torch.Tensor) -> torch.Tensor:

@@ -126,3 +126,42 @@ def compiled_by_nothing() -> None:
         return compiled(*args, **{**kwargs, "backend": "aot_eager"})
 
     torch.compile = traced
+
+
+def signal_in_the_middle_of_step_six() -> None:
+    """SIGTERM while the second of four batches of the sixth step is computed."""
+    import os
+    import signal
+
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+    calls = 0
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if self.training:
+            calls += 1
+            assert calls <= 22, "it went on with the step"
+            if calls == 22:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, *args, **kwargs)
+
+    GPT2LMHeadModel.forward = interrupted
+
+
+def signal_in_the_first_step() -> None:
+    """SIGTERM while the first of its batches is computed."""
+    import os
+    import signal
+
+    from transformers import GPT2LMHeadModel
+
+    forward = GPT2LMHeadModel.forward
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return forward(self, *args, **kwargs)
+
+    GPT2LMHeadModel.forward = interrupted

@@ -16,6 +16,7 @@ from jobs.specs import TrainSpec
 from jobs.train.journal import Journal
 from jobs.train.keeper import Keeper
 from jobs.train.presets import Settings
+from tests.train import hooks
 from tests.train.datasets import invented_posts, make_dataset
 from tests.train.forks import Fork
 
@@ -99,6 +100,31 @@ def test_a_signal_during_the_evaluation_puts_it_off(
     second = Fork(spec, s3_env, tmp_path, run="one")
     second.wait_for("resuming at step 14")
     assert second.end() == 0, second.text
+    assert weights(store, spec.ref()) == expected
+
+
+def test_a_signal_does_not_wait_for_the_end_of_a_long_step(
+    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path
+) -> None:
+    spec = TrainSpec.model_validate(
+        {**SPEC, "max_steps": 12, "gradient_accumulation_steps": 4, "dataset": make_dataset(store)}
+    )
+    expected = undisturbed(store, s3_env, tmp_path, spec)
+    early = Fork(spec, s3_env, tmp_path, run="one", hook=hooks.signal_in_the_first_step)
+    assert early.end() == 143, early.text
+    assert "interrupted at step 0" in early.last
+    assert committed(store, "one") == []
+    first = Fork(spec, s3_env, tmp_path, run="one", hook=hooks.signal_in_the_middle_of_step_six)
+    assert first.end() == 143, first.text
+    assert "interrupted at step 5; its checkpoint is in the bucket" in first.last
+    assert committed(store, "one") == [5]
+    # Where there is a checkpoint of that step already it is not written over.
+    again = Fork(spec, s3_env, tmp_path, run="one", hook=hooks.signal_in_the_first_step)
+    assert again.end() == 143, again.text
+    assert committed(store, "one") == [5]
+    assert "checkpoint 5 is in the bucket" not in again.text
+    last = Fork(spec, s3_env, tmp_path, run="one")
+    assert last.end() == 0, last.text
     assert weights(store, spec.ref()) == expected
 
 
