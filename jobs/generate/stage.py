@@ -27,7 +27,7 @@ from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again, wor
 from jobs.generate.prompts import Prompts, open_prompts
 from jobs.generate.records import record, to_line
 from jobs.generate.training import Training, open_training
-from jobs.specs import DataError, GenerateSpec, TemporaryError
+from jobs.specs import ConfigError, DataError, GenerateSpec, TemporaryError
 from jobs.stage import StageContext
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,16 @@ class Generation:
         store, spec = self.ctx.store, self.spec
         seed = part.seed(spec.seed)
         drawing = Drawing(part, tools.engine.session(seed), tools.prompts, tools.gates, spec, self._checker(part))
-        found = drawing.run()
+        try:
+            found = drawing.run()
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            cause = " ".join(str(error).split())[:160]
+            raise ConfigError(
+                f"{spec.micro_batch} posts at once do not fit into memory ({cause}): lower 'micro_batch' or "
+                "'max_new_tokens', or give the stage more"
+            ) from error
         tally = drawing.tally
         if part.round == 0 and not found and tally.drawn >= HOPELESS:
             raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
@@ -235,6 +244,12 @@ class Generation:
         """Remove the parts: the batch has them now."""
         bucket = self.ctx.store.bucket
         bucket.delete([o.path for o in bucket.list(f"{self.ctx.ref}/parts/")])
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an engine says that it got no memory; each has its own words for it."""
+    words = ("out of memory", "bad_alloc", "can't allocate memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, MemoryError) or any(w in str(error) for w in words)
 
 
 class _Speed:

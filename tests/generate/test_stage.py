@@ -24,7 +24,7 @@ from jobs.generate.records import to_line
 from jobs.generate.stage import run
 from jobs.reporting import ProgressReporter
 from jobs.similarity import jaccard, shingles
-from jobs.specs import GenerateSpec
+from jobs.specs import ConfigError, GenerateSpec
 from jobs.stage import StageContext
 from tests.conftest import RunStage, stage_env
 from tests.generate.models import MadeModel, channel, make_model, put_source
@@ -259,6 +259,28 @@ def test_a_model_that_never_ends_a_post(store: ArtifactStore, run_stage: RunStag
     assert result.code == 65
     assert "drawn posts passed the gates" in result.last
     assert "did not end by themselves" in result.last
+    assert store.find(spec.ref()) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA failed with error out of memory"), RuntimeError("std::bad_alloc"), MemoryError("no room")],
+    ids=str,
+)
+def test_no_memory_for_a_batch(
+    store: ArtifactStore,
+    in_shards: Callable[..., None],
+    untrained: MadeModel,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    def draw(self: Any, prompts: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr("jobs.generate.engines.ct2.CTranslate2Session.draw", draw)
+    spec = spec_of(untrained.put(store))
+    with pytest.raises(ConfigError, match=rf"16 posts at once do not fit into memory \({error}\): lower 'micro_batch'"):
+        in_shards(spec)
     assert store.find(spec.ref()) is None
 
 
