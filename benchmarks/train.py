@@ -10,8 +10,8 @@
 - *memory*: peak resident memory of a process that does one step at the shape of ruGPT3-small.
 - *bits*: both sides train ``scratch:small`` for the same wall time on the same corpus, with each of three learning
   rates; the best of each counts. Ours keeps the best evaluation, for it has one; the reference has none and ends
-  where its time ends. Lower is better, and neither counts anything that the other does not have to predict, but
-  ours predicts the end of each post besides.
+  where its time ends; a second row tells what it would come to if it kept its best epoch. Lower is better, and
+  neither counts anything that the other does not have to predict, but ours predicts the end of each post besides.
 """
 
 from __future__ import annotations
@@ -131,9 +131,10 @@ def peak(side: str) -> float:
     return resident_mib()
 
 
-def bits(name: str, seconds: float, clock: Callable[[], float]) -> Row:
+def bits(name: str, seconds: float, clock: Callable[[], float]) -> list[Row]:
     """Held-out bits a character of both after the same time."""
     corpus = Corpus.named(name)
+    kept: list[float] = []  # the reference's best epochs, one for each rate
 
     def ours(rate: float) -> tuple[float, ...]:
         found = train_ours(corpus, seconds=seconds, rate=rate, clock=clock)
@@ -142,19 +143,19 @@ def bits(name: str, seconds: float, clock: Callable[[], float]) -> Row:
 
     def theirs(rate: float) -> tuple[float, ...]:
         found = train_reference(corpus, seconds=seconds, rate=rate, clock=clock)
-        say(f"{name}: {REFERENCE} at {rate:g}: {found[0]:.4f} bits a character, {found[1]:,.0f} tokens/s")
+        said = f"{found[0]:.4f} bits a character at the end, {found[2]:.4f} at its best, {found[1]:,.0f} tokens/s"
+        say(f"{name}: {REFERENCE} at {rate:g}: {said}")
+        kept.append(found[2])
         return found
 
-    best, peer = best_of(OUR_RATES, ours), best_of(REFERENCE_RATES, theirs)
-    return row(
-        f"held out, {name}, {seconds:.0f} s",
-        best[0],
-        peer[0],
-        peer_name=REFERENCE,
-        unit="bits/character",
-        better="lower",
-        at_least=1 / 0.9,  # a tenth fewer bits
-    )
+    what = f"held out, {name}, {seconds:.0f} s"
+    best, peer = best_of(OUR_RATES, ours)[0], best_of(REFERENCE_RATES, theirs)[0]
+    unit = "bits/character"
+    return [
+        # A tenth fewer bits.
+        row(what, best, peer, peer_name=REFERENCE, unit=unit, better="lower", at_least=1 / 0.9),
+        row(what, best, min(kept), peer_name=f"{REFERENCE}, if it kept its best epoch", unit=unit, better="lower"),
+    ]
 
 
 def main() -> None:
@@ -179,7 +180,8 @@ def main() -> None:
         rows.append(memory())
     if options.only in (None, "bits"):
         seconds = options.seconds or (40 if options.quick else 300)
-        rows.extend(bits(name, seconds, clock) for name in options.corpora.split(","))
+        for name in options.corpora.split(","):
+            rows += bits(name, seconds, clock)
     report(rows, as_json=options.json)
 
 

@@ -65,7 +65,7 @@ def in_shards(store: ArtifactStore, tmp_path: Path) -> Callable[..., None]:
     def work(spec: GenerateSpec, order: list[int] | None = None) -> None:
         def one(shard: int) -> None:
             progress = ProgressReporter(store.bucket, f"p/{shard}.json", stage="generate", run="r", shard=shard)
-            folder = tmp_path / f"shard-{spec.shards}-{shard}"
+            folder = tmp_path / f"shard-{spec.ref()[-6:]}-{spec.shards}-{shard}"
             folder.mkdir()
             run(StageContext(spec, store, run="r", shard=shard, workdir=folder, progress=progress))
 
@@ -315,6 +315,10 @@ def test_prompts_stand_at_the_beginning(
     for post in posts:
         assert post["prompt"] == spec.prompts[post["index"] % 2]
         assert post["text"].startswith(("КОТ\n@\n", "ДЕД МОЕТ")[post["index"] % 2])
+    file = put_source(store, "КОТ\n\nДЕД МОЕТ\n")
+    from_file = spec_of(model, prompts_file=file, count=8, form=False, max_attempts=50)
+    in_shards(from_file)
+    assert [p["prompt"] for p in records(store, from_file.ref())] == ["КОТ", "ДЕД МОЕТ"] * 4
     drawn = spec_of(model, openings=True, count=24, max_attempts=50)
     in_shards(drawn.model_copy(update={"shards": 2}))
     posts = records(store, drawn.ref())
