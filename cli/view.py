@@ -147,6 +147,16 @@ def _progress(store: ArtifactStore, run: str, step: str, shards: int) -> list[di
         return list(pool.map(lambda s: load_progress(store, run, step, s), range(shards)))
 
 
+#: Metrics that are told by their unit, and those that are not told in a line (the first one has a column).
+_UNITS = {
+    "bits_per_character": "bits/character",
+    "memory_mib": "MiB",
+    "posts_per_second": "posts/s",
+    "tokens_per_second": "tokens/s",
+}
+_UNSHOWN = {"seconds_left", "learning_rate", "best_step"}
+
+
 def _describe(reports: Iterable[dict[str, Any]]) -> str:
     """``12 of 100 posts, loss 2.31``: sums over shards, and the newest metrics."""
     found = [r for r in reports if r]
@@ -161,9 +171,11 @@ def _describe(reports: Iterable[dict[str, Any]]) -> str:
     for report in found:
         metrics.update(report.get("metrics") or {})
     for name, value in metrics.items():
-        if name != "seconds_left" and isinstance(value, int | float):
-            parts.append(f"{name.replace('_', ' ')} {value:,.4g}")
-    return ", ".join(parts[:5])
+        if name not in _UNSHOWN and isinstance(value, int | float):
+            number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+            said = _UNITS.get(name)
+            parts.append(f"{number} {said}" if said else f"{name.replace('_', ' ')} {number}")
+    return ", ".join(parts[:8])
 
 
 def row_cells(row: StageRow) -> tuple[str, ...]:

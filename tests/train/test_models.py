@@ -43,12 +43,17 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mirror(
-    s3_env: dict[str, str], folder: Path, endpoint: str, name: str, **env: str
+    s3_env: dict[str, str],
+    folder: Path,
+    endpoint: str,
+    name: str,
+    *,
+    command: tuple[str, ...] = ("jobs.train.mirror", "--model"),
 ) -> subprocess.CompletedProcess[str]:
     """Run the mirror process against a hub at ``endpoint``."""
-    extra = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf"), **env}
+    extra = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder / "hf")}
     return subprocess.run(
-        [sys.executable, "-m", "jobs.train.mirror", "--model", name],
+        [sys.executable, "-m", *command, name],
         env=stage_env(s3_env, "mirror", extra),
         capture_output=True,
         text=True,
@@ -61,9 +66,11 @@ def mirror(
 def test_a_pickled_hub_model_is_mirrored_as_safetensors_and_trained_offline(
     store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, repository: Path
 ) -> None:
+    ref = mirrored_ref("owner/model", "main")  # what submit looks for
     with hub({"owner/model": repository}) as (endpoint, asked):
-        done = mirror(s3_env, tmp_path, endpoint, "owner/model")
+        done = mirror(s3_env, tmp_path, endpoint, "owner/model", command=("cli.main", "mirror"))  # as users do it
         assert done.returncode == 0, done.stderr
+        assert f"owner/model is {ref}" in done.stdout
         asked.clear()
         again = mirror(s3_env, tmp_path, endpoint, "owner/model")
         assert again.returncode == 0
@@ -71,7 +78,6 @@ def test_a_pickled_hub_model_is_mirrored_as_safetensors_and_trained_offline(
         missing = mirror(s3_env, tmp_path, endpoint, "owner/other")
         assert missing.returncode == 78
         assert "the hub has no model owner/other" in missing.stderr
-    ref = mirrored_ref("owner/model", "main")  # what submit looks for
     manifest = store.manifest(ref)
     names = {f.path for f in manifest.files}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
