@@ -12,6 +12,7 @@ import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,9 +20,23 @@ from jobs.specs import TrainSpec
 from tests.conftest import stage_env
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["jobs.train.loop", "jobs.train.lora", "jobs.train.run", "peft", "transformers.models.gpt2"]
-)
+_MODULES = ["jobs.train.loop", "jobs.train.lora", "jobs.train.run", "peft", "transformers.models.gpt2"]
+_server: int | None = None
+
+
+def run_server() -> None:
+    """Have the fork server that has the libraries.
+
+    A process has one, with what the first to need it wanted loaded: in a process that has tested preprocessing's
+    workers it would lack them, and each training would import them anew.
+    """
+    global _server  # noqa: PLW0603
+    server: Any = vars(forkserver)["_forkserver"]
+    if _server is None or server._forkserver_pid != _server:
+        server._stop()
+        server.set_forkserver_preload(_MODULES)
+        server.ensure_running()
+        _server = server._forkserver_pid
 
 
 def _child(env: dict[str, str], folder: str, argv: list[str], pipe: str, hook: Any) -> None:
@@ -71,6 +86,7 @@ class Fork:
             ),
             daemon=True,
         )
+        run_server()
         self._process.start()
         self._log: TextIO = pipe.open(encoding="utf-8")
 

@@ -22,7 +22,7 @@ from jobs.train.launch import TooLarge
 from jobs.train.topology import Topology
 from tests.conftest import stage_env
 from tests.train.datasets import make_dataset
-from tests.train.forks import Fork, context
+from tests.train.forks import Fork, context, run_server
 from tests.train.test_resume import committed
 
 SPEC: dict[str, Any] = {"model": "scratch:tiny", "preset": "tiny", "max_steps": 12, "eval_steps": 4}
@@ -146,6 +146,7 @@ def _agree(rank: int, folder: str, batch: tuple[int, int]) -> None:
 
 def test_the_machine_with_the_least_memory_decides_on_the_batch(tmp_path: Path) -> None:
     known = [(8, 1), (2, 4)]
+    run_server()
     processes = [context.Process(target=_agree, args=(r, str(tmp_path), b)) for r, b in enumerate(known)]
     for process in processes:
         process.start()
