@@ -27,6 +27,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, NoReturn, TypeVar
@@ -73,6 +74,7 @@ class StageContext(Generic[S]):
         self.progress = progress
         self.log = log
         self.ref = spec.ref()
+        self.started = datetime.now(UTC)
         self.stop = threading.Event()
         self.lease: Lease | None = None  # on the artefact, while an exclusive stage runs
         self._graceful = False
@@ -107,6 +109,7 @@ class StageContext(Generic[S]):
         """
         if self.lease is not None:
             self.lease.ensure(ask=True)
+        writer.started = min(writer.started, self.started)  # the work began before the first file of it was written
         return writer.commit(
             stage=self.spec.stage,
             spec=self.spec.model_dump(mode="json"),
