@@ -52,6 +52,9 @@ def _tick_text(value: float) -> str:
         if abs(value) >= size:
             unit = 1000.0 if suffix == "k" else size
             return f"{value / unit:.4g}{suffix}"
+    if 0 < abs(value) < 1e-3:  # 0.00025 would not fit beside the axis
+        number, _, power = f"{value:.1e}".partition("e")
+        return f"{float(number):g}e{int(power)}"
     return show(int(value)) if value == int(value) else f"{value:.3g}"
 
 

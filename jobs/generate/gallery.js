@@ -88,7 +88,7 @@
     const star = element("button", { type: "button", "aria-label": "Favourite", "aria-pressed": String(stars.has(post.i)) }, "★");
     const copy = element("button", { type: "button", title: "Copy this post" }, "Copy");
     const told = [`#${post.i}`];
-    if (post.o !== null) told.push(`${post.o} words in a row from training`);
+    if (post.o !== null) told.push(`${post.o} word${post.o === 1 ? '' : 's'} in a row from training`);
     const facts = element("span", { class: "dim" }, told.join(" · "));
     facts.title = [
       `score ${post.s} a token`,

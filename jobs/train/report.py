@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jobs.html import columns, facts, line_chart, page, paragraph, preformatted, section
+from jobs.html import Markup, columns, details, facts, line_chart, link, page, preformatted, section, table
 from jobs.specs import TrainSpec
 from jobs.style import Style
 from jobs.train.journal import Journal
@@ -54,7 +54,9 @@ def _headline(info: Mapping[str, Any]) -> dict[str, object]:
 
 def report_page(spec: TrainSpec, info: Mapping[str, Any], dataset: Mapping[str, int | float], journal: Journal) -> str:
     """``report.html``."""
-    kept = {k: dataset[k] for k in sorted(dataset)}
+    kept = {k.replace("_", " "): dataset[k] for k in sorted(dataset)}
+    settings = [(k.replace("_", " "), v) for k, v in sorted(info["settings"].items()) if v is not None]
+    origin = link(f"../../{info['dataset']}/report.html", info["dataset"])
     return page(
         f"Training of {info['name']}",
         section("Result", facts(_headline(info))),
@@ -84,9 +86,15 @@ def report_page(spec: TrainSpec, info: Mapping[str, Any], dataset: Mapping[str, 
                 ),
             ),
         ),
-        section("Data", paragraph(f"The dataset is {info['dataset']}."), facts(kept)),
-        section("Settings", preformatted(json.dumps(info["settings"], indent=1, sort_keys=True))),
-        section("Spec", preformatted(json.dumps({**spec.identity(), **spec.inputs()}, indent=1, sort_keys=True))),
+        section("Data", Markup(f"<p>The dataset is {origin}.</p>"), facts(kept)),
+        section(
+            "Settings",
+            table(("setting", "value"), settings),
+            details(
+                "the spec as it was given",
+                preformatted(json.dumps({**spec.identity(), **spec.inputs()}, indent=1, sort_keys=True)),
+            ),
+        ),
     )
 
 
