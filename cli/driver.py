@@ -21,8 +21,10 @@ from types import FrameType
 from typing import NoReturn
 
 from cli.clusters.base import Cluster, JobRequest, JobState, JobStatus, job_name
+from cli.run_page import RunPage
 from cli.runs import (
     RunRecord,
+    RunState,
     RunStatus,
     StageStatus,
     load_progress,
@@ -56,6 +58,7 @@ class Driver:
         self.cluster = cluster
         self.record = record
         self.owner = owner
+        self.page = RunPage(store, record)
         before = load_status(store, record.run)
         self.status = RunStatus(run=record.run, state="running", attempt=record.attempt)
         for step in record.spec.steps():
@@ -78,8 +81,7 @@ class Driver:
         if failed:
             more = f"; and {len(failed) - 1} more channels" if len(failed) > 1 else ""
             raise StageFailed(f"{failed[0]}{more}", failed[0].code)
-        self.status.state, self.status.message, self.status.exit_code = "succeeded", "", 0
-        self.save()
+        self.end("succeeded", "", 0)
 
     def step(self, step: str, spec: AnyStageSpec) -> str:
         """See to it that a stage's artefact is there; returns its reference."""
@@ -151,7 +153,7 @@ class Driver:
         status.counts, status.message = dict(manifest.counts), ""
         status.started, status.finished = manifest.started, manifest.created
         log.info("%s: %s %s", step, "made" if ours else f"found, made by run {manifest.run}:", manifest.ref)
-        self.save()
+        self.save(page=manifest)
         if status.job:
             counts = ", ".join(f"{k}={v}" for k, v in manifest.counts.items())
             self.cluster.annotate(status.job, {"artifact": manifest.ref, "counts": counts})
@@ -170,10 +172,23 @@ class Driver:
         status.message, status.exit_code = str(said or job.reason or "the Job failed"), int(code)
         raise StageFailed(f"{step}: {status.message}", int(code))
 
-    def save(self) -> None:
-        """Write ``status.json``, unless a later attempt has: its driver may be that of another machine."""
-        if load_status(self.store, self.record.run).attempt <= self.status.attempt:
-            save_status(self.store, self.status)
+    def save(self, *, page: Manifest | bool = False) -> None:
+        """Write ``status.json``, unless a later attempt has: its driver may be that of another machine.
+
+        ``page``: write the run's page anew, too; the manifest of what is new in it spares reading that again.
+        """
+        if load_status(self.store, self.record.run).attempt > self.status.attempt:
+            return
+        save_status(self.store, self.status)
+        if isinstance(page, Manifest):
+            self.page.know(page)
+        if page:
+            self.page.publish(self.status)
+
+    def end(self, state: RunState, message: str, exit_code: int) -> None:
+        """Write down how the run ended."""
+        self.status.state, self.status.message, self.status.exit_code = state, message, exit_code
+        self.save(page=True)
 
 
 def drive(store: ArtifactStore, cluster: Cluster, run: str, *, owner: str | None = None) -> int:
@@ -184,16 +199,13 @@ def drive(store: ArtifactStore, cluster: Cluster, run: str, *, owner: str | None
     try:
         driver.run()
     except StageFailed as error:
-        driver.status.state, driver.status.message, driver.status.exit_code = "failed", str(error), error.code
-        driver.save()
+        driver.end("failed", str(error), error.code)
         log.error("%s", error)
         # The stage has had its tries: a driver that were started again would only find the failed Job.
         return error.code if error.code in FATAL_CODES else int(ExitCode.INTERNAL)
     except BugurtError as error:
         if error.exit_code in FATAL_CODES:  # a driver that is started again would meet the same
-            driver.status.state, driver.status.message = "failed", str(error)
-            driver.status.exit_code = int(error.exit_code)
-            driver.save()
+            driver.end("failed", str(error), int(error.exit_code))
         raise
     log.info("the run is done")
     return 0

@@ -21,6 +21,7 @@ from cli.commands import (
     login,
     logs,
     mirror,
+    open,
     rerun,
     runs,
     status,
@@ -63,7 +64,7 @@ def options(
 
 _COMMANDS = (
     *(init, login, doctor, install),
-    *(submit, runs, status, logs, cancel, rerun),
+    *(submit, runs, status, open, logs, cancel, rerun),
     *(artifacts, batches, mirror, gc, demo, down),
 )
 for module in _COMMANDS:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from cli import __version__
 from cli.clusters.base import Cluster, JobRequest
+from cli.run_page import RunPage
 from cli.runs import (
     RunRecord,
     RunStatus,
@@ -168,7 +169,13 @@ def submit(
     if not record.force and all(p.found is not None for p in plans):
         if before is None:
             save_record(store, record)
-        save_status(store, _all_found(before or record, plans))
+        status = _all_found(before or record, plans)
+        save_status(store, status)
+        page = RunPage(store, before or record)
+        for item in plans:
+            if item.found is not None:
+                page.know(item.found)
+        page.publish(status)
         return Submitted(before or record, "found", plans)
     save_record(store, record)
     cluster.create(driver_request(record))

@@ -63,6 +63,19 @@ svg polyline{fill:none;stroke-width:2;stroke-linejoin:round}
 .c5{stroke:var(--s5)}
 .f0{fill:var(--s0)}.f1{fill:var(--s1)}.f2{fill:var(--s2)}.f3{fill:var(--s3)}.f4{fill:var(--s4)}.f5{fill:var(--s5)}
 details{margin:.4rem 0}summary{cursor:pointer}
+.flow{display:flex;gap:1.6rem;list-style:none;margin:.6rem 0;padding:0}
+.flow li{flex:1 1 0;min-width:0;position:relative;background:var(--card);border:1px solid var(--line);
+border-top:3px solid var(--dim);border-radius:.5rem;padding:.5rem .7rem}
+.flow li+li::before{content:"→";position:absolute;left:-1.35rem;top:50%;transform:translateY(-50%);color:var(--dim)}
+.flow b,.flow span{display:block}
+.flow span{font-size:.9rem;line-height:1.35}
+.flow .ok{border-top-color:var(--s2)}.flow .bad{border-top-color:var(--s5)}.flow .busy{border-top-color:var(--s0)}
+.flow .ok i{color:var(--s2)}.flow .bad i{color:var(--s5)}.flow .busy i{color:var(--s0)}
+.flow i{font-style:normal;font-weight:600;font-size:.85rem;color:var(--dim)}
+.posts{columns:20rem;column-gap:1rem}
+.posts pre{break-inside:avoid;max-height:none;margin:0 0 1rem}
+@media (max-width:44rem){h1{font-size:1.35rem}.flow{flex-direction:column}
+.flow li+li::before{content:"↓";left:50%;top:-1.55rem;transform:translateX(-50%)}}
 @media print{pre{max-height:none}}
 """
 
@@ -165,6 +178,24 @@ def link(url: str, text: str | None = None) -> Markup:
     if scheme and scheme[1].lower() not in ("http", "https"):
         return escape(text or url)
     return Markup(f'<a href="{escape(url)}" rel="noopener noreferrer">{escape(text or url)}</a>')
+
+
+def flow(cards: Iterable[tuple[str, str, str, Sequence[str]]]) -> Markup:
+    """Steps from left to right, on a phone from top to bottom.
+
+    Each is (title, tone, word, lines): a word says how the step stands and the tone, of ``ok``, ``bad``, ``busy`` or
+    none, gives it a colour.
+    """
+    items = []
+    for title, tone, word, lines in cards:
+        rest = "".join(f"<span>{escape(line)}</span>" for line in lines)
+        items.append(f'<li class="{escape(tone)}"><b>{escape(title)}</b><i>{escape(word)}</i>{rest}</li>')
+    return Markup('<ol class="flow">\n' + "\n".join(items) + "\n</ol>")
+
+
+def posts(texts: Iterable[str]) -> Markup:
+    """Posts as they are, in as many columns as the screen is wide."""
+    return Markup('<div class="posts">\n' + "\n".join(preformatted(text) for text in texts) + "\n</div>")
 
 
 def facts(values: Mapping[str, object]) -> Markup:

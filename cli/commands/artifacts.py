@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli import options
+from cli.complete import refs
 
 if TYPE_CHECKING:
     from jobs.artifacts import ArtifactStore, Manifest
 
 app = typer.Typer(help="List, show, pull and remove artefacts.", no_args_is_help=True, rich_markup_mode=None)
-Ref = Annotated[str, typer.Argument(metavar="KIND/ID", help="The artefact; the id may be abbreviated.")]
+Ref = Annotated[
+    str,
+    typer.Argument(metavar="KIND/ID", help="The artefact; the id may be abbreviated.", autocompletion=refs()),
+]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="Folder; with --format a file, or - for standard output.")
 ]
@@ -214,7 +218,7 @@ def pull_plain(store: ArtifactStore, manifest: Manifest, form: Literal["txt", "j
 
 @app.command()
 def rm(
-    refs: Annotated[list[str], typer.Argument(metavar="KIND/ID...", help="The artefacts.")],
+    wanted: Annotated[list[str], typer.Argument(metavar="KIND/ID...", help="The artefacts.", autocompletion=refs())],
     force: Annotated[bool, typer.Option("--force", help="Even if others were made from it.")] = False,
 ) -> None:
     """Remove artefacts."""
@@ -222,15 +226,15 @@ def rm(
     from jobs.specs import SpecError
 
     store = open_store()
-    wanted = [store.resolve(r) for r in refs]
+    gone = [store.resolve(r) for r in wanted]
     for manifest in store.list():
-        if manifest.ref in wanted:
+        if manifest.ref in gone:
             continue
-        needed = {f.artifact for f in manifest.files if f.artifact} & set(wanted)
+        needed = {f.artifact for f in manifest.files if f.artifact} & set(gone)
         if needed:
             raise SpecError(f"{needed.pop()} holds files of {manifest.ref}; remove that one, too")
-        used = set(manifest.inputs.values()) & set(wanted)
+        used = set(manifest.inputs.values()) & set(gone)
         if used and not force:
             raise SpecError(f"{manifest.ref} was made from {used.pop()}; remove that one, too, or give --force")
-    for ref in wanted:
+    for ref in gone:
         say(f"{ref}: {store.remove(ref)} objects removed")

@@ -8,13 +8,17 @@ import typer
 
 from cli.commands import artifacts
 from cli.commands.artifacts import clean, open_store
+from cli.complete import refs
 
 if TYPE_CHECKING:
     from jobs.artifacts import ArtifactStore, Manifest
 
 app = typer.Typer(help="List, read, pull, open and compare batches.", no_args_is_help=True, rich_markup_mode=None)
 NONE = "there are no batches yet; see `bugurt submit generate -h`"
-Batch = Annotated[str | None, typer.Argument(metavar="[BATCH]", help="The batch's id; the newest when left out.")]
+Batch = Annotated[
+    str | None,
+    typer.Argument(metavar="[BATCH]", help="The batch's id; the newest when left out.", autocompletion=refs("batch")),
+]
 
 
 def register(root: typer.Typer) -> None:
@@ -89,25 +93,22 @@ def open_(
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open it, or only say where it is.")] = True,
 ) -> None:
     """Open a batch's gallery in the browser."""
-    import webbrowser
-
     from cli import options
-    from cli.output import say
+    from cli.pages import fetch, show_page
+    from jobs.specs import NotFoundError
 
     store = open_store()
     manifest = find(store, batch)
-    folder = options.settings().state / "view" / manifest.id
-    store.download(manifest.ref, folder, "index.html", manifest=manifest)
-    page = folder / "index.html"
-    say(str(page))
-    if browser:
-        webbrowser.open(page.as_uri())
+    page = fetch(store, manifest, options.settings().state / "view")
+    if page is None:
+        raise NotFoundError(f"{manifest.ref} has no gallery; `bugurt batches show {manifest.id}` prints it")
+    show_page(page, browser=browser)
 
 
 @app.command()
 def compare(
-    first: Annotated[str, typer.Argument(metavar="A", help="A batch.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="Another batch.")],
+    first: Annotated[str, typer.Argument(metavar="A", help="A batch.", autocompletion=refs("batch"))],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another batch.", autocompletion=refs("batch"))],
     number: Annotated[int, typer.Option("-n", "--number", min=1, help="Pairs to show.")] = 10,
     as_json: artifacts.Json = False,
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import options
+from cli.complete import run_names
 
 
 def register(root: typer.Typer) -> None:
@@ -14,9 +15,10 @@ def register(root: typer.Typer) -> None:
     root.command("cancel")(cancel)
 
 
-def cancel(run: Annotated[str, typer.Argument(help="The run's name.")]) -> None:
+def cancel(run: Annotated[str, typer.Argument(help="The run's name.", autocompletion=run_names)]) -> None:
     """Stop a run. What its stages have committed stays; training keeps its last checkpoint for `rerun`."""
     from cli.output import next_commands, say
+    from cli.run_page import RunPage
     from cli.runs import load_record, load_status, save_status
     from cli.view import driver_job
 
@@ -36,6 +38,8 @@ def cancel(run: Annotated[str, typer.Argument(help="The run's name.")]) -> None:
         if stage.state in ("running", "waiting"):
             stage.state, stage.message = "cancelled", ""
     status.state, status.message, status.exit_code = "cancelled", "cancelled by the user", 143
-    save_status(store, status.model_copy(update={"attempt": record.attempt}))
+    status = status.model_copy(update={"attempt": record.attempt})
+    save_status(store, status)
+    RunPage(store, record).publish(status)
     say(f"run {run} cancelled")
     next_commands(f"bugurt rerun {run}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import options
+from cli.complete import parts, run_names
 
 
 def register(root: typer.Typer) -> None:
@@ -16,8 +17,10 @@ def register(root: typer.Typer) -> None:
 
 
 def logs(
-    run: Annotated[str, typer.Argument(help="The run's name.")],
-    stage: Annotated[str | None, typer.Argument(help="A stage, or 'driver'; all when left out.")] = None,
+    run: Annotated[str, typer.Argument(help="The run's name.", autocompletion=run_names)],
+    stage: Annotated[
+        str | None, typer.Argument(help="A stage, or 'driver'; all when left out.", autocompletion=parts)
+    ] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on as lines arrive.")] = False,
     since: Annotated[str | None, typer.Option("--since", help="Only lines newer than this: 90s, 10m, 2h.")] = None,
     tail: Annotated[int | None, typer.Option("--tail", min=0, help="Only the last lines.")] = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cli import options
+from cli.complete import run_names
 
 
 def register(root: typer.Typer) -> None:
@@ -15,7 +16,7 @@ def register(root: typer.Typer) -> None:
 
 
 def rerun(
-    run: Annotated[str, typer.Argument(help="The run's name.")],
+    run: Annotated[str, typer.Argument(help="The run's name.", autocompletion=run_names)],
     force: Annotated[bool, typer.Option("--force", help="Do all of it again.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow it to its end / return at once.")] = False,
 ) -> None:

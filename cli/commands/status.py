@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli import options
+from cli.complete import run_names
 from cli.options import OPTIONS
 
 
@@ -17,7 +18,7 @@ def register(root: typer.Typer) -> None:
 
 
 def status(
-    run: Annotated[str, typer.Argument(help="The run's name.")],
+    run: Annotated[str, typer.Argument(help="The run's name.", autocompletion=run_names)],
     watch: Annotated[bool, typer.Option("-w", "--watch", help="Stay until the run has ended.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
+from cli.complete import refs
 from cli.options import OPTIONS
 
 if TYPE_CHECKING:
@@ -138,7 +139,9 @@ def scrape(
 
 @app.command()
 def preprocess(
-    posts: Annotated[str | None, typer.Option("--posts", help="The posts artefact.")] = None,
+    posts: Annotated[
+        str | None, typer.Option("--posts", help="The posts artefact.", autocompletion=refs("posts"))
+    ] = None,
     profile: Profile = None,
     model: Model = None,
     seed: Seed = None,
@@ -159,7 +162,9 @@ def preprocess(
 
 @app.command()
 def train(
-    dataset: Annotated[str | None, typer.Option("--dataset", help="The dataset artefact.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="The dataset artefact.", autocompletion=refs("dataset"))
+    ] = None,
     model: Model = None,
     preset: Preset = None,
     seed: Seed = None,
@@ -183,7 +188,9 @@ def train(
 
 @app.command()
 def generate(
-    model: Annotated[str | None, typer.Option("--model", help="The model artefact.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The model artefact.", autocompletion=refs("model"))
+    ] = None,
     count: Count = None,
     prompt: Prompt = None,
     prompt_file: PromptFile = None,

@@ -35,6 +35,7 @@ class Browser:
             high = os.dup(write_answers)
             os.dup2(read_commands, 3)
             os.dup2(high, 4)
+            os.set_inheritable(3, True)  # where it was 3 before, dup2 has changed nothing
 
         self._process = subprocess.Popen(
             [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}", f"--window-size={size[0]},{size[1]}", "about:blank"],
@@ -104,6 +105,12 @@ class Browser:
         self._call("Page.navigate", url=url)
         while self._next().get("method") != "Page.loadEventFired":
             pass
+
+    def resize(self, width: int, height: int) -> None:
+        """Look at pages through a window of this size; Chromium's own is never narrower than 500 pixels."""
+        self._call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
+        )
 
     def run(self, expression: str) -> Any:
         """Evaluate JavaScript in the page; promises are awaited. The value as JSON."""
