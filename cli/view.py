@@ -18,7 +18,8 @@ from jobs.specs import ScrapeSpec
 class StageRow:
     """One step's line: a stage, or one of the channels that are scraped, which ``source`` tells apart then.
 
-    ``left``: seconds, as the stage estimates them; ``shards``: done of all.
+    ``left``: seconds, as the stage estimates them; ``shards``: done of all; ``share``: of its work that is done, from 0
+    to 1, where a running stage knows how much there is.
     """
 
     stage: str
@@ -31,6 +32,7 @@ class StageRow:
     seconds: float | None
     left: float | None
     source: str = ""
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,15 @@ def _row(store: ArtifactStore, record: RunRecord, step: str, status: StageStatus
         seconds=(end - status.started).total_seconds() if status.started and status.state != "found" else None,
         left=max(lefts) if lefts else None,
         source=spec.channel or spec.source or "" if isinstance(spec, ScrapeSpec) and record.spec.also else "",
+        share=_share(reports) if running else None,
     )
+
+
+def _share(reports: Iterable[dict[str, Any]]) -> float | None:
+    """The part of the work that is done, over all shards that say so."""
+    pairs = [(r["done"], r["total"]) for r in reports if isinstance(r.get("done"), int | float) and r.get("total")]
+    total = sum(t for _, t in pairs)
+    return min(1.0, max(0.0, sum(d for d, _ in pairs) / total)) if total else None
 
 
 def _progress(store: ArtifactStore, run: str, step: str, shards: int) -> list[dict[str, Any]]:
@@ -161,21 +171,29 @@ def _describe(reports: Iterable[dict[str, Any]]) -> str:
     """``12 of 100 posts, loss 2.31``: sums over shards, and the newest metrics."""
     found = [r for r in reports if r]
     parts = []
+    told = ""  # the metric that says once more what the rate says
     done = [r["done"] for r in found if isinstance(r.get("done"), int | float)]
     if done:
         totals = [r["total"] for r in found if isinstance(r.get("total"), int | float)]
         unit = next((str(r["unit"]) for r in found if r.get("unit")), "")
         whole = f" of {sum(totals):,.0f}" if len(totals) == len(done) else ""
         parts.append(f"{sum(done):,.0f}{whole} {unit}".strip())
+        rates = [r["per_second"] for r in found if isinstance(r.get("per_second"), int | float)]
+        if rates:
+            parts.append(f"{_number(sum(rates))} {unit}/s")
+            told = f"{unit}_per_second"
     metrics: dict[str, Any] = {}
     for report in found:
         metrics.update(report.get("metrics") or {})
     for name, value in metrics.items():
-        if name not in _UNSHOWN and isinstance(value, int | float):
-            number = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        if name not in _UNSHOWN and name != told and isinstance(value, int | float):
             said = _UNITS.get(name)
-            parts.append(f"{number} {said}" if said else f"{name.replace('_', ' ')} {number}")
+            parts.append(f"{_number(value)} {said}" if said else f"{name.replace('_', ' ')} {_number(value)}")
     return ", ".join(parts[:8])
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def row_cells(row: StageRow) -> tuple[str, ...]:

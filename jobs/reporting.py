@@ -19,6 +19,7 @@ from jobs.streams import MIB
 
 LOG_INTERVAL = 15.0  # seconds between uploads of the log
 PROGRESS_INTERVAL = 2.0  # seconds between uploads of the progress
+RATE_AFTER = 2.0  # seconds of work before its rate is told
 MAX_LOG = 16 * MIB  # of log.txt; what is older than that is cut off
 
 #: Variables whose values never appear in a log, whatever a library prints.
@@ -152,8 +153,9 @@ class ProgressReporter(_Periodic):
 
     ``state`` running, succeeded, failed or interrupted; ``stage``, ``run``, ``shard``; ``started``, ``updated``
     (UTC); ``attempt`` (1 for the first); ``message`` (one sentence); ``done``, ``total``, ``unit``; ``artifact``
-    once it is committed; ``exit_code`` and ``retry_after`` (seconds) after a failure; ``metrics``: what the
-    stage measures (loss, tokens a second, seconds left …).
+    once it is committed; ``per_second``: units done, measured since this kind of work began; ``exit_code`` and
+    ``retry_after`` (seconds) after a failure; ``metrics``: what the stage measures (loss, tokens a second, seconds
+    left …).
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class ProgressReporter(_Periodic):
         self._lock = threading.Lock()
         self._sent: str | None = None
         self.started = False
+        self._begun: tuple[str | None, float, float] | None = None  # unit, when, and how many were done then
         self._state: dict[str, Any] = {
             "stage": stage,
             "run": run,
@@ -200,6 +203,17 @@ class ProgressReporter(_Periodic):
         with self._lock:
             self._state.update({k: v for k, v in given.items() if v is not None})
             self._state["metrics"].update(metrics)
+            if done is not None:
+                self._measure(float(done), time.monotonic())
+
+    def _measure(self, done: float, now: float) -> None:
+        """The rate of what is counted; counting something else, or from the beginning, begins anew."""
+        unit = self._state.get("unit")
+        if self._begun is None or self._begun[0] != unit or done < self._begun[2]:
+            self._begun = (unit, now, done)
+            self._state.pop("per_second", None)
+        elif now - self._begun[1] >= RATE_AFTER:
+            self._state["per_second"] = round((done - self._begun[2]) / (now - self._begun[1]), 2)
 
     def finish(self, state: str, **fields: Any) -> None:
         """The last report."""
