@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import contextlib
 import threading
 import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cli.clusters.base import Cluster
-from cli.output import STATE_STYLES, duration, print_table, say
+from cli.output import STATE_STYLES, duration, is_terminal, print_table, say
 from cli.view import ROW_HEAD, RunView, driver_job, row_cells, view
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, TemporaryError
@@ -16,12 +17,18 @@ from jobs.specs import BugurtError, TemporaryError
 if TYPE_CHECKING:
     from rich.console import Group
 
+Screen = Callable[[Iterator[RunView]], None]
 REFRESH = 1.0  # seconds between two looks
 PROGRESS_LINE = 15.0  # seconds between lines of progress where there is no terminal
 
 
-def follow(store: ArtifactStore, cluster: Cluster, run: str, *, quiet: bool = False) -> RunView:
-    """Show a run until it has ended; returns the last look. Ctrl-C stops the showing, not the run."""
+def follow(
+    store: ArtifactStore, cluster: Cluster, run: str, *, quiet: bool = False, screen: Screen | None = None
+) -> RunView:
+    """Show a run until it has ended; returns the last look. Ctrl-C stops the showing, not the run.
+
+    ``screen`` shows it in another way: it gets a look after the other, until the run has ended.
+    """
     ended = threading.Event()
     name = driver_job(view(store, cluster, run).record)
 
@@ -37,20 +44,27 @@ def follow(store: ArtifactStore, cluster: Cluster, run: str, *, quiet: bool = Fa
     threading.Thread(target=watch, name="watch", daemon=True).start()
     if quiet:
         ended.wait()
-    elif sys.stdout.isatty():
-        _live(store, cluster, run, ended)
     else:
-        _lines(store, cluster, run, ended)
+        (screen or (_live if is_terminal() else _lines))(_looks(store, cluster, run, ended))
     return view(store, cluster, run)
 
 
-def _lines(store: ArtifactStore, cluster: Cluster, run: str, ended: threading.Event) -> None:
-    said: dict[str, tuple[str, str]] = {}
-    next_progress = time.monotonic() + PROGRESS_LINE
+def _looks(store: ArtifactStore, cluster: Cluster, run: str, ended: threading.Event) -> Iterator[RunView]:
     while True:
         last = ended.is_set()
-        found = _look(store, cluster, run)
-        for row in found.rows if found else ():
+        # The next look may succeed where one does not; the run does not depend on ours.
+        with contextlib.suppress(TemporaryError):
+            yield view(store, cluster, run)
+        if last:
+            return
+        ended.wait(REFRESH)
+
+
+def _lines(looks: Iterator[RunView]) -> None:
+    said: dict[str, tuple[str, str]] = {}
+    next_progress = time.monotonic() + PROGRESS_LINE
+    for found in looks:
+        for row in found.rows:
             reason = row.message if row.state in ("waiting", "failed") else ""
             if said.get(row.stage) != (row.state, reason) and not (row.state == "waiting" and not reason):
                 said[row.stage] = (row.state, reason)
@@ -59,32 +73,16 @@ def _lines(store: ArtifactStore, cluster: Cluster, run: str, ended: threading.Ev
             elif row.state == "running" and row.progress and time.monotonic() >= next_progress:
                 next_progress = time.monotonic() + PROGRESS_LINE
                 say(f"{row.stage:<11} {row.progress}{f', {duration(row.left)} left' if row.left else ''}")
-        if last:
-            return
-        ended.wait(REFRESH)
 
 
-def _live(store: ArtifactStore, cluster: Cluster, run: str, ended: threading.Event) -> None:
+def _live(looks: Iterator[RunView]) -> None:
     from rich.live import Live
 
     from cli.output import console
 
     with Live(console=console(), refresh_per_second=4) as live:
-        while True:
-            last = ended.is_set()
-            found = _look(store, cluster, run)
-            if found:
-                live.update(table(found))
-            if last:
-                return
-            ended.wait(REFRESH)
-
-
-def _look(store: ArtifactStore, cluster: Cluster, run: str) -> RunView | None:
-    try:
-        return view(store, cluster, run)
-    except TemporaryError:
-        return None  # the next look may succeed; the run does not depend on ours
+        for found in looks:
+            live.update(table(found))
 
 
 def show(found: RunView) -> None:
@@ -94,6 +92,12 @@ def show(found: RunView) -> None:
     for row in found.rows:
         if row.message and row.message not in found.message:
             say(f"{row.stage}: {row.message}")
+
+
+def bar(share: float, width: int = 16) -> str:
+    """A bar of so many characters, filled to ``share`` of it."""
+    full = round(share * width)
+    return "━" * full + "╌" * (width - full)
 
 
 def table(found: RunView) -> Group:
@@ -106,7 +110,10 @@ def table(found: RunView) -> Group:
     for name in ROW_HEAD:
         grid.add_column(name.upper(), no_wrap=name != "progress")
     for row in found.rows:
-        grid.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row_cells(row)))
+        cells = [Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row_cells(row)]
+        if row.share is not None:
+            cells[ROW_HEAD.index("progress")] = Text.assemble(bar(row.share), " ", row.progress)
+        grid.add_row(*cells)
     head = Text.assemble(f"run {found.record.run}  ", (found.state, STATE_STYLES.get(found.state, "")))
     notes = [Text(f"{r.stage}: {r.message}") for r in found.rows if r.message]
     if found.message and not notes:

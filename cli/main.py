@@ -51,7 +51,7 @@ def _version(show: bool) -> None:
 @app.callback()
 def options(
     config: Annotated[Path | None, typer.Option("--config", help="Settings file instead of bugurt.toml.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks, and say all there is to say.")] = False,
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only what was asked for.")] = False,
     version: Annotated[
@@ -60,6 +60,9 @@ def options(
 ) -> None:
     """Options before the command."""
     OPTIONS.config, OPTIONS.debug, OPTIONS.verbose, OPTIONS.quiet = config, debug, verbose, quiet
+    from cli.talk import listen
+
+    listen()
 
 
 _COMMANDS = (

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cli.options import OPTIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+T = TypeVar("T")
 
 STATE_STYLES = {
     "succeeded": "green",
@@ -25,6 +29,11 @@ STATE_STYLES = {
 }
 
 _CODES = {"green": 32, "cyan": 36, "yellow": 33, "magenta": 35, "bold red": "1;31"}
+
+
+def is_terminal() -> bool:
+    """Whether standard output is a terminal on which lines can be drawn anew."""
+    return sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -51,7 +60,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, empty:
         say(empty, err=True)
         return
     widths = [max(len(name), *(len(row[i]) for row in cells)) for i, name in enumerate(head)]
-    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    colour = is_terminal() and not os.environ.get("NO_COLOR")
     say("  ".join(name.upper().ljust(width) for name, width in zip(head, widths, strict=True)).rstrip())
     for row in cells:
         padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
@@ -100,6 +109,14 @@ def _coloured(text: str, cell: str) -> str:
     return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if style else text
 
 
+def counted(things: Iterable[T], *, total: float | None, unit: str) -> Iterator[T]:
+    """The same things, with a bar and a rate on a terminal once they take longer than two seconds."""
+    from tqdm import tqdm
+
+    hide = True if OPTIONS.quiet else None  # None: unless standard error is a terminal
+    yield from tqdm(things, total=total, unit=f" {unit}", delay=2, leave=False, disable=hide)
+
+
 def age(moment: datetime | None) -> str:
     """How long ago, as kubectl writes it: 45s, 12m, 3h, 2d."""
     if moment is None:
@@ -129,7 +146,9 @@ def size(count: float) -> str:
 
 
 def next_commands(*commands: str) -> None:
-    """The next useful commands, on standard error so that pipes stay clean."""
+    """The next useful commands, on standard error so that pipes stay clean; none with ``--quiet``."""
+    if OPTIONS.quiet:
+        return
     say(err=True)
     for command in commands:
         say(f"  {command}", err=True)

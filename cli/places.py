@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from cli.clusters.base import Cluster
+from cli.options import OPTIONS
 from cli.settings import Settings
 
 if TYPE_CHECKING:
     from jobs.artifacts import ArtifactStore
+
+
+log = logging.getLogger(__name__)
 
 
 def is_embedded(settings: Settings) -> bool:
@@ -42,15 +47,18 @@ def s3_env(settings: Settings) -> dict[str, str]:
 
 def open_store(settings: Settings) -> ArtifactStore:
     """The bucket, checked to be there. Raises ConfigError or TemporaryError."""
-    from jobs.artifacts import ArtifactStore
+    from jobs.artifacts import ArtifactStore, Bucket, S3Settings
 
-    store = ArtifactStore.from_env(s3_env(settings))
-    store.bucket.check()
+    bucket = Bucket(S3Settings.from_env(s3_env(settings)))
+    store = ArtifactStore(bucket, show_progress=False if OPTIONS.quiet else None)
+    bucket.check()
+    log.info("the bucket is %s at %s", bucket.url(""), bucket.settings.endpoint or "AWS")
     return store
 
 
 def open_cluster(settings: Settings) -> Cluster:
     """The cluster that the settings name."""
+    log.info("the stages run as %s", "Jobs in the cluster" if settings.cluster.kind == "kubernetes" else "processes")
     if settings.cluster.kind == "kubernetes":
         from cli.clusters.kubernetes import KubernetesCluster
 

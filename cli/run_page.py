@@ -143,7 +143,7 @@ def _extract(store: ArtifactStore, manifest: Manifest) -> Extract:
     found = Extract(manifest)
     try:
         if manifest.kind == "dataset":
-            found.funnel = _funnel(store, manifest)
+            found.funnel = read_funnel(store, manifest)
         elif manifest.kind == "model":
             found.curves = _curves(store, manifest)
         elif manifest.kind == "batch":
@@ -153,7 +153,8 @@ def _extract(store: ArtifactStore, manifest: Manifest) -> Extract:
     return found
 
 
-def _funnel(store: ArtifactStore, manifest: Manifest) -> list[FunnelRow]:
+def read_funnel(store: ArtifactStore, manifest: Manifest) -> list[FunnelRow]:
+    """What became of a dataset's posts, step by step; nothing when its report cannot be understood."""
     for entry in manifest.matching("report.json"):
         if entry.size <= REPORT_SIZE:
             with contextlib.suppress(ValidationError, ValueError, AttributeError):  # a report of another version

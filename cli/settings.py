@@ -6,6 +6,7 @@ environment, in a Kubernetes Secret, or in a file of mode 0600 that bugurt write
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from functools import cached_property
 from pathlib import Path
@@ -114,6 +115,9 @@ class Settings(BaseSettings):
         return self.root / ".bugurt"
 
 
+log = logging.getLogger(__name__)
+
+
 def find_file(start: Path | None = None) -> Path | None:
     """``bugurt.toml`` here or in a folder above."""
     folder = (start or Path.cwd()).resolve()
@@ -129,6 +133,7 @@ _SECRETS = {"access_key_id", "secret_access_key", "session_token"}
 def load(file: Path | None = None) -> Settings:
     """Read the settings. Raises ConfigError that names the file and the field."""
     file = file or find_file()
+    log.info("settings: %s, BUGURT_* of the environment", file or f"no {FILE} here or above")
     data: dict[str, Any] = {}
     if file is not None:
         try:

@@ -188,10 +188,12 @@ def pull_plain(store: ArtifactStore, manifest: Manifest, form: Literal["txt", "j
     """Write the posts as text (a line ``---`` between them) or JSON Lines; returns how many and where."""
     import json
 
+    from cli.output import counted
     from cli.records import SEPARATOR, records
 
     def lines() -> Any:
-        for number, record in enumerate(records(store, manifest)):
+        found = counted(records(store, manifest), total=manifest.counts.get("posts"), unit="posts")
+        for number, record in enumerate(found):
             if form == "jsonl":
                 yield json.dumps(record, ensure_ascii=False, default=str) + "\n"
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +31,7 @@ def demo(
     from cli.commands.submit import finish, preset_for, scrape_options, send, vocabulary_for
     from cli.output import next_commands, say
     from cli.sources import parse_source
+    from cli.story import Story
     from jobs.specs import ConfigError
 
     if source is None and not SAMPLE.is_dir():
@@ -43,9 +45,24 @@ def demo(
         "generate": {"count": count, "temperature": 0.8, "rerank": 4},
     }
     spec = build_run(store, settings, ("scrape", "preprocess", "train", "generate"), given, [])
-    submitted = send(settings, store, cluster, spec, label="demo", source=source or "the sample channel", force=force)
+    if not OPTIONS.quiet:
+        channel = "a made-up channel" if source is None else parse_source(where).label
+        say(f"From {channel} to new posts, with the model {model}, in four stages.")
+        if model not in ("scratch:tiny", "scratch:small"):
+            say(f"A real model takes its time; --estimate says how much:\n  {estimate_command(where, model)}")
+        say()
+    submitted = send(
+        settings, store, cluster, spec, label="demo", source=source or "the sample channel", force=force, tell=False
+    )
     assert submitted is not None
-    finish(store, cluster, submitted, wait=True)
+    story = Story(store)
+    if submitted.how == "found":
+        for item in submitted.plans:
+            story.found(item)
+        if not OPTIONS.quiet:
+            say("everything was found; nothing to do (--force does it again)")
+    else:
+        finish(store, cluster, submitted, wait=True, screen=story)
 
     from cli.best import best_posts
     from cli.runs import load_status
@@ -53,12 +70,24 @@ def demo(
     batch = load_status(store, submitted.record.run).stages["generate"].artifact
     assert batch is not None
     manifest = store.manifest(batch)
+    best = best_posts(store, manifest, show)
     if not OPTIONS.quiet:
-        say(f"\n{manifest.counts.get('posts', 0)} new posts of {parse_source(where).label}; {show} of the best:\n")
-    for text in best_posts(store, manifest, show):
+        say(f"\n{manifest.counts.get('posts', 0)} new posts; the {len(best)} that the model itself finds likeliest:\n")
+    for text in best:
         say(text + "\n")
+    if OPTIONS.quiet:
+        return
     say(f"They lie in {store.bucket.url(batch)}/")
     folder = settings.state / "bucket" / store.bucket.settings.bucket / store.bucket.key(batch)
     if folder.is_dir():
         say(f"on this machine in {folder}")
-    next_commands(f"bugurt batches open {batch}", f"bugurt batches pull {batch} --format txt")
+    next_commands(
+        f"bugurt open {submitted.record.run}",
+        f"bugurt batches open {batch}",
+        f"bugurt batches pull {batch} --format txt",
+    )
+
+
+def estimate_command(source: str, model: str) -> str:
+    """The command that says how long a training would take here."""
+    return shlex.join(["bugurt", "submit", "pipeline", "--source", source, "--model", model, "--estimate"])

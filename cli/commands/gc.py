@@ -19,10 +19,11 @@ def gc(
         float, typer.Option("--older-than", metavar="HOURS", min=0, help="Leave newer things.")
     ] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Remove half-written artefacts, abandoned uploads, dead leases, and checkpoints of models that are done."""
     from cli.garbage import collect
-    from cli.output import say, size
+    from cli.output import print_json, say, size
     from cli.places import open_store
 
     settings = options.settings()
@@ -31,6 +32,9 @@ def gc(
         from cli.clusters.local import LocalCluster
 
         LocalCluster.from_settings(settings, dict).sweep()
+    if as_json:
+        print_json({"removed": found.lines, "size": found.size, "dry_run": dry_run})
+        return
     for line in found.lines:
         say(f"{'would remove' if dry_run else 'removed'}  {line}")
     say(f"{len(found.lines)} things, {size(found.size)}{' (dry run)' if dry_run else ''}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -24,14 +23,14 @@ def status(
 ) -> None:
     """Show a run. Exits with the run's own code after --watch."""
     from cli.follow import follow, show
-    from cli.output import print_json
+    from cli.output import is_terminal, print_json
     from cli.view import view
 
     _, store, cluster = options.places()
     found = follow(store, cluster, run, quiet=OPTIONS.quiet or as_json) if watch else view(store, cluster, run)
     if as_json:
         print_json(found.as_json())
-    elif not watch or OPTIONS.quiet or not sys.stdout.isatty():
+    elif not watch or OPTIONS.quiet or not is_terminal():
         show(found)
     if watch and found.state != "succeeded":
         raise typer.Exit(found.exit_code or 1)

@@ -15,6 +15,7 @@ from cli.options import OPTIONS
 
 if TYPE_CHECKING:
     from cli.clusters.base import Cluster
+    from cli.follow import Screen
     from cli.settings import Settings
     from cli.submission import Submitted
     from jobs.artifacts import ArtifactStore
@@ -379,9 +380,9 @@ def label_of(source: str, stages: tuple[StageName, ...]) -> str:
 
 def send(
     settings: Settings, store: ArtifactStore, cluster: Cluster, spec: RunSpec, *, label: str, source: str,
-    name: str | None = None, force: bool = False, dry_run: bool = False,
+    name: str | None = None, force: bool = False, dry_run: bool = False, tell: bool = True,
 ) -> Submitted | None:  # fmt: skip
-    """Submit a run and say what was found; None after a dry run."""
+    """Submit a run and, if asked to ``tell``, say what was found; None after a dry run."""
     from cli.output import say
     from cli.submission import driver_request, plan, record_for, submit
 
@@ -393,7 +394,7 @@ def send(
     if dry_run:
         _print_dry_run(cluster, record, plans, driver_request(record))
         return None
-    if not OPTIONS.quiet:
+    if tell and not OPTIONS.quiet:
         say(f"run {record.run}")
         for item in plans:
             word = "found" if item.found and not force else "to do"
@@ -450,8 +451,13 @@ def _print_dry_run(cluster: Cluster, record: Any, plans: list[Any], driver: Any)
         print_json({"run": record.model_dump(mode="json"), "jobs": documents})
 
 
-def finish(store: ArtifactStore, cluster: Cluster, submitted: Submitted, *, wait: bool) -> None:
-    """Say how it was submitted, follow it if asked to, and exit with the run's code."""
+def finish(
+    store: ArtifactStore, cluster: Cluster, submitted: Submitted, *, wait: bool, screen: Screen | None = None
+) -> None:
+    """Say how it was submitted, follow it if asked to, and exit with the run's code.
+
+    ``screen`` shows it in another way than ``status -w`` does, and says what comes next.
+    """
     from cli.follow import follow
     from cli.output import next_commands, say
 
@@ -464,7 +470,8 @@ def finish(store: ArtifactStore, cluster: Cluster, submitted: Submitted, *, wait
         return
     if not OPTIONS.quiet:
         words = {"new": "submitted", "adopted": "is running already: adopted", "again": "goes on where it stopped"}
-        say(f"run {run} {words[submitted.how]}")
+        if screen is None:
+            say(f"run {run} {words[submitted.how]}")
     if not wait:
         if not OPTIONS.quiet:
             hints = [f"bugurt status {run} -w", f"bugurt logs {run} -f", f"bugurt cancel {run}"]
@@ -473,7 +480,7 @@ def finish(store: ArtifactStore, cluster: Cluster, submitted: Submitted, *, wait
             next_commands(*hints)
         return
     try:
-        found = follow(store, cluster, run, quiet=OPTIONS.quiet)
+        found = follow(store, cluster, run, quiet=OPTIONS.quiet, screen=screen)
     except KeyboardInterrupt:
         say(f"\nthe run goes on; `bugurt status {run} -w` shows it again, `bugurt cancel {run}` stops it", err=True)
         raise typer.Exit(130) from None
@@ -482,7 +489,7 @@ def finish(store: ArtifactStore, cluster: Cluster, submitted: Submitted, *, wait
         if not OPTIONS.quiet:
             next_commands(f"bugurt logs {run}", f"bugurt rerun {run}")
         raise typer.Exit(found.exit_code or 70)
-    if not OPTIONS.quiet:
+    if screen is None and not OPTIONS.quiet:
         batch = next((r.artifact for r in found.rows if r.stage == "generate"), None)
         made = [r.artifact for r in found.rows] if found.record.spec.also else [found.rows[-1].artifact]
         next_commands(*([f"bugurt batches show {batch}", f"bugurt batches open {batch}"] if batch
