@@ -204,7 +204,7 @@ def _summary(record: RunRecord, status: RunStatus) -> str:
                 "source": record.source or None,
                 "submitted, UTC": record.submitted,
                 "by": record.owner or None,
-                "work of all stages": _took(sum(s for s in seconds if s is not None)),
+                "work of all stages": took(sum(s for s in seconds if s is not None)),
                 "attempt": record.attempt,
             }
         )
@@ -221,7 +221,8 @@ def _seconds(stage: StageStatus) -> float | None:
     return max(0.0, (stage.finished - stage.started).total_seconds())
 
 
-def _took(seconds: float) -> str:
+def took(seconds: float) -> str:
+    """How long something took, to a tenth of a second where that tells something."""
     return f"{seconds:.1f} s" if seconds < 10 else duration(seconds).replace("m", " min ").replace("s", " s").strip()
 
 
@@ -238,10 +239,10 @@ def _flow(record: RunRecord, status: RunStatus, found: Mapping[str, Extract]) ->
         lines += _words(stage, extract.manifest if extract else None)
         seconds = _seconds(stage)
         if seconds is not None:
-            lines.append(_took(seconds))
+            lines.append(took(seconds))
         if stage.state == "found" and stage.made_by and stage.made_by != record.run:
             lines.append(f"made by {stage.made_by}")
-        if stage.state in ("failed", "waiting") and stage.message:
+        if stage.state in ("failed", "waiting") and stage.message and stage.message not in status.message:
             lines.append(stage.message)
         if extract is not None:
             lines += _pages(extract.manifest)
@@ -330,13 +331,13 @@ def _artifacts(record: RunRecord, status: RunStatus, found: list[Extract]) -> st
     for extract in found:
         manifest = extract.manifest
         links = [*_pages(manifest), _link(manifest.ref, MANIFEST, "manifest")]
-        where = html.Markup(" · ".join(links))
-        rows.append((by.get(manifest.ref, "given"), manifest.ref, size(manifest.size), where))
+        where = html.Markup(f"{html.escape(manifest.ref)}<br>{' · '.join(links)}")  # on a phone three columns fit
+        rows.append((by.get(manifest.ref, "given"), where, size(manifest.size).replace(" ", "\u00a0")))
     commands = [f"bugurt status {record.run}", f"bugurt logs {record.run}"]
     if status.state in ("failed", "cancelled"):
         commands.append(f"bugurt rerun {record.run}")
     for extract in found:
         kind = "batches" if extract.manifest.kind == "batch" else "artifacts"
         commands.append(f"bugurt {kind} pull {extract.manifest.ref}")
-    parts = [html.table(("stage", "artefact", "size", "look"), rows)] if rows else []
+    parts = [html.table(("stage", "artefact", "size"), rows)] if rows else []
     return html.section("Artefacts", *parts, html.preformatted("\n".join(commands)))

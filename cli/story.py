@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cli.follow import PROGRESS_LINE, bar
 from cli.options import OPTIONS
 from cli.output import duration, is_terminal, say
-from cli.run_page import read_funnel
+from cli.run_page import read_funnel, took
 from jobs.artifacts import ArtifactStore, Manifest
 
 if TYPE_CHECKING:
@@ -56,13 +57,11 @@ class Story:
             self._told.add(row.stage)
             manifest = self._store.find(row.artifact)
             if manifest is not None:
-                took = "found" if row.state == "found" else duration(row.seconds or 0)
-                say(sentence(self._store, manifest, took))
+                mark = "found" if row.state == "found" else took(row.seconds or 0)
+                say(sentence(self._store, manifest, mark))
 
     def _plain(self, looks: Iterator[RunView]) -> None:
         """Where there is no terminal: a line of progress now and then, so that nobody thinks it hangs."""
-        import time
-
         next_line = time.monotonic() + PROGRESS_LINE
         for view in looks:
             self._tell(view)
@@ -89,9 +88,9 @@ def _progress(row: StageRow) -> str:
     return f"{row.progress or row.message}{left}"
 
 
-def sentence(store: ArtifactStore, manifest: Manifest, took: str) -> str:
+def sentence(store: ArtifactStore, manifest: Manifest, mark: str) -> str:
     """The line of a stage that has ended: ``scrape      reads the channel: 752 posts  (1s)``."""
-    return f"{manifest.stage:<11} {INTENTS.get(manifest.stage, 'works')}: {outcome(store, manifest)}  ({took})"
+    return f"{manifest.stage:<11} {INTENTS.get(manifest.stage, 'works')}: {outcome(store, manifest)}  ({mark})"
 
 
 def outcome(store: ArtifactStore, manifest: Manifest) -> str:

@@ -63,8 +63,8 @@ svg polyline{fill:none;stroke-width:2;stroke-linejoin:round}
 .c5{stroke:var(--s5)}
 .f0{fill:var(--s0)}.f1{fill:var(--s1)}.f2{fill:var(--s2)}.f3{fill:var(--s3)}.f4{fill:var(--s4)}.f5{fill:var(--s5)}
 details{margin:.4rem 0}summary{cursor:pointer}
-.flow{display:flex;gap:1.6rem;list-style:none;margin:.6rem 0;padding:0}
-.flow li{flex:1 1 0;min-width:0;position:relative;background:var(--card);border:1px solid var(--line);
+.flow{display:flex;flex-wrap:wrap;gap:1.6rem;list-style:none;margin:.6rem 0;padding:0}
+.flow li{flex:1 1 9rem;min-width:0;position:relative;background:var(--card);border:1px solid var(--line);
 border-top:3px solid var(--dim);border-radius:.5rem;padding:.5rem .7rem}
 .flow li+li::before{content:"→";position:absolute;left:-1.35rem;top:50%;transform:translateY(-50%);color:var(--dim)}
 .flow b,.flow span{display:block}
@@ -74,7 +74,7 @@ border-top:3px solid var(--dim);border-radius:.5rem;padding:.5rem .7rem}
 .flow i{font-style:normal;font-weight:600;font-size:.85rem;color:var(--dim)}
 .posts{columns:20rem;column-gap:1rem}
 .posts pre{break-inside:avoid;max-height:none;margin:0 0 1rem}
-@media (max-width:44rem){h1{font-size:1.35rem}.flow{flex-direction:column}
+@media (max-width:44rem){h1{font-size:1.35rem}.flow{flex-flow:column}.flow li{flex:none}
 .flow li+li::before{content:"↓";left:50%;top:-1.55rem;transform:translateX(-50%)}}
 @media print{pre{max-height:none}}
 """

@@ -55,7 +55,7 @@ def test_a_story_has_a_line_for_each_stage(made: Made) -> None:
         Story(made.store)(looks(made))
     lines = out.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["scrape", "preprocess", "train", "generate"]
-    assert lines[0] == "scrape      reads the channel: 760 posts  (61s)"
+    assert lines[0] == "scrape      reads the channel: 760 posts  (61 s)"
     assert "most of what went: rule 1 60" in lines[1]
     assert "500 steps" in lines[2]
     assert "1,034 drawn, 33 kept" in lines[3]
