@@ -21,7 +21,7 @@ from cli.output import duration, size
 from cli.records import jsonl
 from cli.runs import RunRecord, RunStatus, StageStatus
 from jobs.artifacts import MANIFEST, ArtifactStore, FileEntry, Manifest
-from jobs.specs import BugurtError, ScrapeSpec
+from jobs.specs import BugurtError, DataError, ScrapeSpec
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +89,7 @@ class RunPage:
     def __init__(self, store: ArtifactStore, record: RunRecord) -> None:
         self._store = store
         self._record = record
+        self._known: dict[str, Manifest] = {}
         self._extracts: dict[str, Extract] = {}
 
     def publish(self, status: RunStatus) -> None:
@@ -96,16 +97,16 @@ class RunPage:
         try:
             page = self.make(status).encode("utf-8", "replace")
             self._store.bucket.put_bytes(page_path(self._record.run), page)
-        except BugurtError as error:
-            log.warning("the page of run %s could not be written: %s", self._record.run, error)
+        except Exception as error:  # whatever it is: no run may end because it could not be drawn
+            text = str(error) if isinstance(error, BugurtError) else f"{type(error).__name__}: {error}"
+            log.warning("the page of run %s could not be written: %s", self._record.run, text)
 
     def know(self, manifest: Manifest) -> None:
         """Take a manifest that was just read, so that it is not read again."""
-        if manifest.ref not in self._extracts:
-            self._extracts[manifest.ref] = _extract(self._store, manifest)
+        self._known[manifest.ref] = manifest
 
     def make(self, status: RunStatus) -> str:
-        """The page. Raises what reading the manifests raises."""
+        """The page. Raises TemporaryError and ConfigError as reading from the bucket does."""
         from jobs import html
 
         found = [e for e in map(self._of, self._refs(status)) if e is not None]
@@ -129,10 +130,10 @@ class RunPage:
 
     def _of(self, ref: str) -> Extract | None:
         if ref not in self._extracts:
-            manifest = self._store.find(ref)
+            manifest = self._known.get(ref) or self._store.find(ref)
             if manifest is None:  # removed since
                 return None
-            self.know(manifest)
+            self._extracts[ref] = _extract(self._store, manifest)
         return self._extracts[ref]
 
 
@@ -148,7 +149,7 @@ def _extract(store: ArtifactStore, manifest: Manifest) -> Extract:
             found.curves = _curves(store, manifest)
         elif manifest.kind == "batch":
             found.posts = list(_posts(store, manifest))
-    except BugurtError as error:
+    except DataError as error:  # what may pass is no reason to leave it out for good
         log.warning("left out of the run's page: %s", error)
     return found
 

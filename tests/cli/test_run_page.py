@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +20,7 @@ from cli.run_page import POST_LENGTH, REPORT_SIZE, Curve, RunPage, page_path
 from cli.runs import RunRecord, RunStatus, StageStatus
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.specs import GenerateSpec, PreprocessSpec, RunSpec, ScrapeSpec, TemporaryError, TrainSpec
+from tests.conftest import ROOT
 from tests.generate.browser import CHROMIUM, Browser
 from tests.projects import Project
 from tests.test_html import EVIL, parsed
@@ -170,6 +174,39 @@ def test_a_bucket_that_refuses_the_page_stops_nothing(
     monkeypatch.setattr(made.store.bucket, "put_bytes", refuse)
     RunPage(made.store, made.record).publish(made.status())
     assert "the bucket is asleep" in caplog.text
+
+
+SMALL = """
+import sys
+from pathlib import Path
+import cli.clusters.kubernetes
+import cli.driver
+import kubernetes.client
+from cli.run_page import RunPage
+from cli.runs import RunRecord, RunStatus
+from jobs.artifacts import ArtifactStore
+record, status = sys.stdin
+page = RunPage(ArtifactStore.from_env(), RunRecord.model_validate_json(record))
+page.publish(RunStatus.model_validate_json(status))
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+"""
+
+
+def test_the_driver_stays_small(store: ArtifactStore, s3_env: dict[str, str]) -> None:
+    """As ``test_kubernetes_wire.py::test_the_driver_is_small``, with artefacts as large as the page reads them."""
+    examples = [{"before": "Ы" * 300, "id": n} for n in range(1100)]
+    report = json.dumps({"funnel": FUNNEL, "examples": examples}).encode()
+    assert REPORT_SIZE * 0.9 < len(report) < REPORT_SIZE
+    made = Made(store, report=report, metrics=200_000)
+    record = made.record.model_copy(update={"source": "@cats", "owner": "cat"})
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL],
+        env={**os.environ, **s3_env, "PYTHONPATH": str(ROOT)},
+        input=f"{record.model_dump_json()}\n{made.status().model_dump_json()}\n",
+        capture_output=True, text=True, check=True, timeout=100,
+    )  # fmt: skip
+    assert int(done.stdout) < 110 * 1024, done.stdout  # KiB
+    assert b"<polyline" in store.bucket.get_bytes(page_path("cats"))
 
 
 @pytest.fixture
