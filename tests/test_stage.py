@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, ConfigError, ExitCode, Interrupted, NotFoundError, ScrapeSpec, SpecError
-from jobs.stage import explain, load_spec
+from jobs.stage import StageContext, explain, load_spec
 from tests.conftest import ROOT, S3Server, StageResult, stage_env
 from tests.s3_faults import faulty_s3
 from tests.sample_stage import SampleSpec
@@ -470,3 +471,14 @@ def test_a_server_that_stumbles_does_not_stop_a_stage(stage: Stage, s3_server: S
         assert (result.code, "is full" in result.last) == (75, True)
         assert stage.store.find(SampleSpec(name="c").ref()) is None
     assert stage.leftovers() == []
+
+
+def test_a_manifest_begins_with_the_work_and_not_with_its_first_file(store: ArtifactStore, tmp_path: Path) -> None:
+    spec = SampleSpec(name="late")
+    ctx = StageContext(spec, store, run="r", shard=None, workdir=tmp_path, progress=None)  # type: ignore[arg-type]
+    writer = ctx.writer()
+    writer.started += timedelta(hours=1)  # a training opens its writer when it has trained
+    writer.put_bytes("a", b"a")
+    manifest = ctx.commit(writer, counts={})
+    assert manifest.started == ctx.started
+    assert manifest.started < manifest.created
