@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cli.clusters import local_s3
 from cli.pages import fetch
 from cli.run_page import POST_LENGTH, REPORT_SIZE, Curve, RunPage, page_path
 from cli.runs import RunRecord, RunStatus, StageStatus
@@ -251,3 +252,18 @@ def test_open_shows_what_the_driver_has_put_in_the_bucket(project: Project) -> N
     project.ok("submit", "scrape", "--source", "posts.txt", "--wait")
     assert "<i>found</i>" in kept.read_text("utf-8")
     assert "nothing" in project.fails(65, "open", "nothing", "--no-browser")
+
+
+def test_a_gallery_lies_where_the_page_of_its_run_links_to(project: Project) -> None:
+    project.ok("runs")  # starts the server
+    env = local_s3.ensure(project.folder / ".bugurt").env()
+    store = ArtifactStore.from_env(env)
+    for ref, files in (("batch/" + "0a" * 10, {"index.html": b"<p>gallery"}), ("batch/" + "0b" * 10, {})):
+        writer = store.writer(ref)
+        for path, data in files.items():
+            writer.put_bytes(path, data)
+        writer.commit(stage="generate", spec={}, counts={"posts": 1})
+    shown = project.folder / project.ok("batches", "open", "0a0a", "--no-browser").strip()
+    assert shown == project.folder / ".bugurt" / "view" / "batch" / ("0a" * 10) / "index.html"
+    assert shown.read_bytes() == b"<p>gallery"
+    assert "has no gallery" in project.fails(65, "batches", "open", "0b0b", "--no-browser")
