@@ -75,8 +75,8 @@ class Story:
 
         row = _current(view)
         if row is not None:
-            drawn = f"{bar(row.share)}  " if row.share is not None else ""
-            line.update(Text(f"{row.stage} {INTENTS.get(row.stage, '')}  {drawn}{_progress(row)}"))
+            doing = INTENTS.get(row.stage, "works") if row.share is None else bar(row.share)
+            line.update(Text(f"{row.stage}  {doing}  {_progress(row)}"))
 
 
 def _current(view: RunView) -> StageRow | None:
