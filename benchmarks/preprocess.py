@@ -160,9 +160,10 @@ class Watch:
 def one_run(posts: int, workers: int, lines: list[str], model: str) -> dict[str, Any]:
     """Make the posts, put them into a bucket, and preprocess them. Returns seconds, peak memory, counts."""
     from jobs.artifacts import ArtifactStore
-    from jobs.posts import Post, write_shard
     from jobs.preprocess import pipeline
     from jobs.preprocess.pool import Workers, usable_cores
+    from jobs.record import Post
+    from jobs.scrape.parquet import write_shard
     from jobs.specs import PreprocessSpec
     from jobs.stage import StageContext
 

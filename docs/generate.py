@@ -129,7 +129,7 @@ def blocks() -> dict[str, Callable[[], str]]:
     from cli.settings import ClusterSection, S3Section, Settings, StageResources
     from jobs.generate.records import parquet_schema
     from jobs.manifest import FileEntry, Manifest
-    from jobs.posts import ENTITY, POST_SCHEMA, REACTION
+    from jobs.posts import POST_SCHEMA
     from jobs.preprocess.corpus import DROPPED
     from jobs.preprocess.output import BLOCKS, CHANGED, POSTS
     from jobs.preprocess.profile import Profile
@@ -150,8 +150,8 @@ def blocks() -> dict[str, Callable[[], str]]:
         "manifest": lambda: fields(Manifest),
         "entry": lambda: fields(FileEntry),
         "posts": lambda: columns(POST_SCHEMA),
-        "entity": lambda: columns(ENTITY),
-        "reaction": lambda: columns(REACTION),
+        "entity": lambda: columns(POST_SCHEMA.field("entities").type.value_type),
+        "reaction": lambda: columns(POST_SCHEMA.field("reactions").type.value_type),
         "dataset": lambda: columns(POSTS),
         "blocks": lambda: columns(BLOCKS),
         "changed": lambda: columns(CHANGED),

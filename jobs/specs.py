@@ -220,7 +220,7 @@ class ScrapeSpec(StageSpec):
     limit: int | None = Field(None, ge=1, description="at most so many posts")
     resync_days: int = Field(0, ge=0, le=36500, description="walk so many days again for edits, deletions")
     takeout: bool = Field(False, description="use Telegram's takeout mode (lower flood limits)")
-    shard_posts: int = Field(5000, ge=1, le=1_000_000, description="posts a Parquet file")
+    shard_posts: int = Field(5000, ge=1, le=1_000_000, description="posts a Parquet file, at most")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,10 +1,9 @@
-"""Posts as a record: schema, versions, deletions, and offsets."""
+"""Posts as a record: versions, deletions, and offsets."""
 
 from __future__ import annotations
 
-import hashlib
 import random
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.artifacts import ArtifactStore
-from jobs.posts import POST_SCHEMA, Post, latest_posts, read_posts, utf16_length, utf16_spans, write_shard
+from jobs.posts import latest_posts, read_posts
+from jobs.record import Post, utf16_length, utf16_spans
+from jobs.scrape.parquet import write_shard
 from jobs.specs import DataError, NotFoundError
 
 START = datetime(2020, 1, 1, tzinfo=UTC)
@@ -34,48 +35,6 @@ def commit(store: ArtifactStore, ref: str, shards: dict[str, list[Post]], tmp_pa
 
 def rows(batches: Any) -> list[dict[str, Any]]:
     return [row for batch in batches for row in batch.to_pylist()]
-
-
-def test_a_post_survives_parquet_whole(tmp_path: Path) -> None:
-    post = Post(
-        id=2**40,
-        channel="бугурт",
-        channel_id=1234567890123,
-        version=3,
-        date=START,
-        edit_date=START + timedelta(seconds=1),
-        text="А😀\n@\nБ",
-        entities=[{"type": "text_link", "offset": 0, "length": 2, "url": "https://primer.ru/"}],
-        links=["https://primer.ru/"],
-        views=5,
-        forwards=0,
-        replies=None,
-        reactions=[{"emoji": "🔥", "count": 7}],
-        reply_to=1,
-        album_id=-(2**60),
-        media="photo",
-        media_count=4,
-        forwarded_from="кто-то",
-        via_bot="@b",
-        poll=True,
-        invoice=True,
-        service="pin_message",
-        author="А.",
-        permalink="https://t.me/x/1",
-    )
-    write_shard([post], tmp_path / "part-00000.parquet")
-    assert rows(latest_posts([tmp_path / "part-00000.parquet"])) == [{n: getattr(post, n) for n in POST_SCHEMA.names}]
-    assert [b.schema for b in latest_posts([tmp_path / "part-00000.parquet"])] == [POST_SCHEMA]
-    # what a reader without this project sees
-    assert pq.read_schema(tmp_path / "part-00000.parquet").names == POST_SCHEMA.names
-
-
-def test_equal_posts_give_equal_bytes(tmp_path: Path) -> None:
-    digests = set()
-    for name in ("a", "b"):
-        write_shard([Post(i, "x", f"пост {i}", date=START) for i in range(6000)], tmp_path / name)
-        digests.add(hashlib.sha256((tmp_path / name).read_bytes()).hexdigest())
-    assert len(digests) == 1
 
 
 def test_readers_get_the_latest_versions_across_parents(store: ArtifactStore, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ OTHER_BREAKS = re.compile("\r\n?|[\v\f\x85\u2028\u2029]")
 
 
 class Entity(TypedDict):
-    """A piece of formatting as ``jobs.posts`` has it; offset and length count code points."""
+    """A piece of formatting as ``jobs.record`` has it; offset and length count code points."""
 
     type: str
     offset: int

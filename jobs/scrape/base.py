@@ -9,10 +9,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
-
 from jobs.artifacts import FileEntry, Manifest
-from jobs.posts import Post, fetch_shards, latest_posts
+from jobs.record import Post, fetch_shards
+from jobs.scrape.parquet import read_shard, rows, values
 from jobs.scrape.window import Window
 from jobs.specs import DataError, ScrapeSpec, canonical_json
 from jobs.stage import StageContext
@@ -97,13 +96,20 @@ class Base:
         except OverflowError:
             start = datetime(1970, 1, 1, tzinfo=UTC)
         start = start if start.tzinfo else start.replace(tzinfo=UTC)
-        rows: dict[int, Row] = {}
+        found: dict[int, Row] = {}
         with tempfile.TemporaryDirectory(dir=ctx.workdir) as folder:
-            for batch in latest_posts(fetch_shards(ctx.store, self.manifest, Path(folder))):
-                for row in batch.filter(pc.greater_equal(batch["date"], start)).to_pylist():
-                    if window.holds(row["id"], row["date"]):
-                        rows[row["id"]] = (row["version"], content_digest(row), row["service"])
-        return start, Known(rows)
+            for path in fetch_shards(ctx.store, self.manifest, Path(folder)):
+                for batch in read_shard(path):
+                    near: dict[int, int] = {}  # the batch's rows that may be their post's latest, by its id
+                    heads = zip(*(values(batch, name) for name in ("id", "date", "deleted")), strict=True)
+                    for index, (number, date, deleted) in enumerate(heads):
+                        found.pop(number, None)
+                        near.pop(number, None)
+                        if not deleted and date is not None and date >= start and window.holds(number, date):
+                            near[number] = index
+                    for row in rows(batch, list(near.values())):
+                        found[row["id"]] = (row["version"], content_digest(row), row["service"])
+        return start, Known(found)
 
 
 class Known:

@@ -8,7 +8,7 @@ from typing import Any
 
 from telethon.tl import types as t
 
-from jobs.posts import FILES, Post, utf16_spans
+from jobs.record import FILES, Post, utf16_spans
 
 #: Names as in Desktop exports.
 _ENTITIES: dict[type, str] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import ijson
 
-from jobs.posts import FILES, Post
+from jobs.record import FILES, Post
 from jobs.scrape.tolerant import Opener, OversizeError, TolerantReader, locate
 from jobs.specs import DataError
 

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from jobs.artifacts import FileEntry, Manifest
-from jobs.posts import Post
+from jobs.record import Post
 from jobs.scrape.archive import open_archive
 from jobs.scrape.base import Base
 from jobs.scrape.desktop import find_chat, read_chat

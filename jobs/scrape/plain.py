@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from jobs.posts import Post
+from jobs.record import Post
 from jobs.scrape.desktop import clean
 from jobs.scrape.met import Met
 from jobs.scrape.tolerant import Opener

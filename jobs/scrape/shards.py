@@ -15,26 +15,25 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ValidationError
 
 from jobs.artifacts import FileEntry
-from jobs.posts import BATCH_ROWS, Post, open_shard, to_batch
+from jobs.record import BATCH_ROWS, Post
 from jobs.scrape.base import Base
+from jobs.scrape.parquet import Shard, read_shard, rows
 from jobs.specs import BugurtError, DataError, NotFoundError, ScrapeSpec, canonical_json
 from jobs.stage import StageContext
 
 STATE = ".state.json"
 #: Characters of posts that are held before they are written: real batches, 4096 times Telegram's 4096 characters at
-#: most, stay below; a hostile file's do not.
+#: most, stay below; a hostile file's do not, and end their shard, whose last group of rows has to fit into memory.
 MAX_HELD = 32 * 1024 * 1024
 ENTITY_COST = 100  # characters that an entity, a link or a reaction weighs as much as
 _PART = re.compile(r"part-(\d+)\.parquet")
 
 
 class ShardWriter:
-    """Collects posts into shards of ``spec.shard_posts`` rows and uploads each as soon as it is whole.
+    """Collects posts into shards of ``spec.shard_posts`` rows, fewer of huge ones, and uploads each once it is whole.
 
     ``cursor``: the last message id (0 = none) whose post is in the rows added so far; ``counts``: what was added
     (posts, service, edited, deleted, deleted_service).
@@ -54,7 +53,8 @@ class ShardWriter:
                 self._number = max(self._number, int(match[1]) + 1)
         self._rows: list[Post] = []  # not yet in the shard's file
         self._held = 0  # their weight in characters
-        self._file: pq.ParquetWriter | None = None
+        self._heavy = False  # a batch of the shard's file was written because of its weight
+        self._file: Shard | None = None
         self._written = 0  # rows in the shard's file
         self._partial: str | None = None
 
@@ -86,7 +86,7 @@ class ShardWriter:
         if partial is not None:
             try:
                 self._fetch(FileEntry.model_validate(partial), rest)
-            except (BugurtError, ValidationError, pa.ArrowInvalid) as error:
+            except (BugurtError, ValidationError) as error:
                 self._ctx.log.warning("the rest of an earlier attempt cannot be read, beginning anew: %s", error)
                 return False
         for entry in own:
@@ -94,10 +94,9 @@ class ShardWriter:
         self._own = own
         self._number += len(own)
         if partial is not None:
-            with pq.ParquetFile(rest) as file:
-                for batch in file.iter_batches(BATCH_ROWS):
-                    for row in batch.to_pylist():
-                        self._put(Post(**row))
+            for batch in read_shard(rest):
+                for row in rows(batch):
+                    self._put(Post(**row))
             rest.unlink()
         self.cursor = cursor
         self.counts.update({str(k): int(v) for k, v in counts.items()})
@@ -108,7 +107,8 @@ class ShardWriter:
         """Download and verify; raises before anything of it is used."""
         with self._ctx.store.open(self._ctx.ref, entry) as source, local.open("wb") as target:
             shutil.copyfileobj(source, target, 1024 * 1024)
-        pq.ParquetFile(local).close()
+        for _ in read_shard(local):
+            pass
 
     def save(self) -> None:
         """Keep everything added so far for the next attempt; this one can add no more."""
@@ -142,14 +142,15 @@ class ShardWriter:
         self._put(post)
         self.counts[_kind(post)] += 1
         self.cursor = cursor
-        if self._written + len(self._rows) >= self._size:
+        if self._written + len(self._rows) >= self._size or self._heavy:
             self._end_shard()
             self._store_state(partial=False)
 
     def _put(self, post: Post) -> None:
         self._rows.append(post)
         self._held += len(post.text) + ENTITY_COST * (len(post.entities) + len(post.links) + len(post.reactions))
-        if len(self._rows) >= min(BATCH_ROWS, self._size) or self._held > MAX_HELD:
+        self._heavy = self._held > MAX_HELD
+        if len(self._rows) >= min(BATCH_ROWS, self._size) or self._heavy:
             self._spill()
 
     def _path(self) -> Path:
@@ -157,8 +158,8 @@ class ShardWriter:
 
     def _spill(self) -> None:
         if self._file is None:
-            self._file = open_shard(self._path())
-        self._file.write_batch(to_batch(self._rows))
+            self._file = Shard(self._path())
+        self._file.add(self._rows)
         self._written += len(self._rows)
         self._rows.clear()
         self._held = 0
@@ -177,6 +178,7 @@ class ShardWriter:
         local.unlink()
         self._number += 1
         self._written = 0
+        self._heavy = False
 
     # -- the end
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from telethon import errors
 
-from jobs.posts import Post
+from jobs.record import Post
 from jobs.scrape.base import Base, Known
 from jobs.scrape.convert import Converter, join_album
 from jobs.scrape.history import History, Page

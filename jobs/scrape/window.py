@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 
-from jobs.posts import Post
+from jobs.record import Post
 from jobs.specs import ScrapeSpec
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from jobs.posts import Post, to_batch
+from jobs.record import Post
+from jobs.scrape.parquet import write_shard
 from tests.chaos import checks
 from tests.chaos.plan import KINDS, Plan
 from tests.chaos.rounds import make_reference, play
@@ -51,7 +51,7 @@ def bucket(tmp_path: Path) -> Path:
 
 def _commit(folder: Path, ids: list[int]) -> None:
     shard = folder / "part-00000.parquet"
-    pq.write_table(pa.Table.from_batches([to_batch([Post(i, "x") for i in ids])]), shard)
+    write_shard([Post(i, "x") for i in ids], shard)
     entry = {"path": shard.name, "size": shard.stat().st_size, "sha256": hashlib.sha256(shard.read_bytes()).hexdigest()}
     body = {"kind": "posts", "id": folder.name, "files": [entry], "parent": None, "counts": {"posts": 3}}
     (folder / "manifest.json").write_text(json.dumps(body))

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.posts import Post, write_shard
 from jobs.preprocess import gather, output, pipeline
 from jobs.preprocess.tokenizer import train_bpe
+from jobs.record import Post
+from jobs.scrape.parquet import write_shard
 from jobs.similarity import jaccard, shingles
 from jobs.specs import ConfigError, DataError, PreprocessSpec, SpecError
 from jobs.stage import StageContext
