@@ -74,4 +74,7 @@ target "generate-cuda" {
   inherits = ["generate"]
   args     = { CUDA = "12" }
   tags     = [for tag in compact([replace(VERSION, "+", "-"), REVISION]) : "${REGISTRY}/generate:${tag}-cuda"]
+
+  cache-from = [for ref in compact([CACHE]) : "type=registry,ref=${ref}:generate-cuda"]
+  cache-to   = [for ref in compact([CACHE]) : "type=registry,ref=${ref}:generate-cuda,mode=max"]
 }
