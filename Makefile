@@ -11,6 +11,9 @@ PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 ROUNDS ?= 20
 SEED ?= 1
 
+# More options of pip-audit: AUDIT_ARGS='--vulnerability-service osv' asks osv.dev and not the package index.
+AUDIT_ARGS ?=
+
 .PHONY: demo test chaos bench lint types contracts requirements images sbom audit clean help
 
 help:  ## what can be made
@@ -59,9 +62,10 @@ sbom: $(STAMP) $(TOOLS)/.installed  ## a bill of materials and a list of licence
 	$(BIN)/python images/sbom.py $(TOOLS)/bin/cyclonedx-py
 
 audit: $(TOOLS)/.installed  ## known vulnerabilities of what the images hold
-	for file in images/*/requirements.txt; do \
-		echo "$$file"; $(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip -r "$$file" || exit 1; \
-	done
+	failed=; for file in images/*/requirements*.txt; do \
+		echo "$$file"; \
+		$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip $(AUDIT_ARGS) -r "$$file" || failed="$$failed $$file"; \
+	done; test -z "$$failed" || { echo "see above:$$failed" >&2; exit 1; }
 
 clean:  ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

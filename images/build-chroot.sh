@@ -13,6 +13,7 @@
 #   PIP_CONF         a pip.conf for the base, where packages come from a mirror
 #   CA_BUNDLE        certificate authorities for the base, where a proxy signs by its own
 #   MOUNTS           folders that the builds see at the same place, as of local wheels, separated by spaces
+#   SOURCE           the repository's URL, for a label
 #   TORCH_INDEX      see images/train/Dockerfile
 #   CUDA             see images/generate/Dockerfile
 set -euo pipefail
@@ -78,6 +79,6 @@ for folder in ${MOUNTS:-}; do volumes+=(--volume "$folder:$folder:ro"); done
 for image in "${@:-${ALL[@]}}"; do
     buildah bud --isolation=chroot --layers --format=docker --pull-never \
         --build-arg "BASE=$BASE" --build-arg "VERSION=$version" --build-arg "REVISION=$revision" \
-        --build-arg "TORCH_INDEX=${TORCH_INDEX:-}" --build-arg "CUDA=${CUDA:-}" \
+        --build-arg "SOURCE=${SOURCE:-}" --build-arg "TORCH_INDEX=${TORCH_INDEX:-}" --build-arg "CUDA=${CUDA:-}" \
         "${volumes[@]}" --file "images/$image/Dockerfile" --tag "${REGISTRY:-localhost/bugurt}/$image:${version//+/-}" .
 done
