@@ -27,8 +27,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not containers.ENABLED, reason="BUGURT_IMAGE_TESTS is not set: needs built images"),
 ]
-#: Megabytes beyond the base. Of scrape's, 81 are Arrow's libraries: images/README.md tells why they stay.
-SIZES = {"scrape": 125, "driver": 180, "preprocess": 450, "generate": 350}
+#: Megabytes beyond the base.
+SIZES = {"scrape": 90, "driver": 180, "preprocess": 450, "generate": 350}
 #: Seconds from the start to the first line of the stage's own log.
 STARTS = {"scrape": 1.0, "preprocess": 4.0, "train": 4.0, "generate": 4.0, "driver": 1.0}
 
