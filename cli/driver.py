@@ -34,6 +34,7 @@ from cli.runs import (
     step_env,
     with_input,
 )
+from jobs import __version__
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, ExitCode
 
@@ -251,12 +252,13 @@ def main() -> NoReturn:
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
+    if not options.run:
+        parser.error("--run is needed")
+    log.info("bugurt %s, driver of run %s", __version__, options.run)  # before the heavy packages are imported
     try:
         from cli.places import open_cluster, open_store
         from cli.settings import load
 
-        if not options.run:
-            parser.error("--run is needed")
         settings = load()
         store = open_store(settings)
         logging.getLogger("cli").addHandler(_BucketLog(store, options.run))

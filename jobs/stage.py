@@ -326,6 +326,8 @@ class _Process(Generic[S]):
         if not re.fullmatch(rf"{self._stage}(-[0-9]{{1,3}})?", step):
             raise SpecError(f"BUGURT_STEP: {step[:60]!r} is no step of the {self._stage} stage, as {self._stage}-2 is")
         shard = _shard(env, spec)
+        # Before the client of S3 is made, which takes a while: whoever looks sees at once what has started.
+        log.info("bugurt %s, stage %s, run %s: makes %s", __version__, self._stage, run_name, spec.ref())
         store = ArtifactStore.from_env(env)
         scratch = self._workdir / "work"
         scratch.mkdir()
@@ -338,7 +340,6 @@ class _Process(Generic[S]):
         store.bucket.check()
         self._shipper = LogShipper(store.bucket, f"{folder}/log.txt", log_file)
         self._progress.start()
-        log.info("bugurt %s, stage %s, run %s: makes %s", __version__, self._stage, run_name, ctx.ref)
         force = self._options.force or env.get("BUGURT_FORCE", "") not in ("", "0")
         answer = _work(ctx, self._run, force=force, exclusive=self._exclusive)
         self.signals.ignored = True  # it is committed: nothing is left to interrupt
