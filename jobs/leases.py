@@ -196,8 +196,8 @@ class Lease:
                 self._renew()
             except BugurtError as error:
                 log.warning("could not renew the lease: %s", error)
-        if self.lost.is_set():
-            log.warning("the lease %s was lost", self._folder.rstrip("/"))
+        if self.lost.is_set():  # whoever asks `ensure` says so in its own words, and those come last
+            log.debug("the lease %s was lost", self._folder.rstrip("/"))
 
     def release(self) -> None:
         """Give it back; never raises, for the claim dies by itself."""
