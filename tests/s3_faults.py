@@ -16,7 +16,8 @@
 
 ``weather`` (method, target) may name a fault for any request that no armed one hits; ``skew`` is added, in seconds,
 to the Date of all answers: the clock of what stands before a storage is not always the storage's own. ``spot`` (the
-body's length) chooses the byte that is changed: the last one, if nobody else is named.
+body's length) chooses the byte that is changed: the last one, if nobody else is named. ``refuses`` (method, target,
+body) says of any request whether the server denies it, as one does by a key's policy.
 
 The signature covers the Host header, which is passed on as it came, so the server accepts it.
 """
@@ -75,6 +76,7 @@ class FaultyS3:
     broken: list[tuple[str, str, str]] = field(default_factory=list)
     endpoint: str = ""
     weather: Callable[[str, str], str | None] | None = None
+    refuses: Callable[[str, str, bytes], bool] | None = None
     skew: float = 0.0
     spot: Callable[[int], int] = lambda length: length - 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -149,6 +151,8 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
             if kind == "reset":
                 self._reset()
                 return
+            if kind is None and proxy.refuses is not None and proxy.refuses(self.command, self.path, body):
+                kind = "denied"
             if kind in _ERRORS:
                 self._refuse(*_ERRORS[kind])
                 return

@@ -378,6 +378,17 @@ def test_own_templates_win_and_travel_with_the_driver(tmp_path: Path) -> None:
         strict(thing, VERSIONS[-1])
 
 
+def test_a_template_may_give_its_stage_a_key_of_its_own(tmp_path: Path) -> None:
+    text = (manifests.builtin_folder() / "jobs" / "scrape.yaml").read_text(encoding="utf-8")
+    text = text.replace("name: bugurt-s3", "name: bugurt-s3-scrape").replace("bugurt-stage", "scrape-role")
+    (tmp_path / "scrape.yaml").write_text(text, encoding="utf-8")
+    settings = cluster_settings(templates=str(tmp_path))
+    job = render("scrape", settings)
+    names = [e["secretRef"]["name"] for e in container_of(job)["envFrom"]]
+    assert names == ["bugurt-s3-scrape", settings.cluster.telegram_secret]
+    assert job["spec"]["template"]["spec"]["serviceAccountName"] == "scrape-role"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
