@@ -30,6 +30,14 @@ _DIGITS = _compiled(r"[0-9]{3}|\+[0-9]")
 
 def mask(text: str, *, phone: str | None, email: str | None, mention: str | None) -> str:
     """The text with what was found replaced by the given words; None leaves a kind as it is."""
+    for _ in range(3):  # what stands right behind something else, as in 89123456789@name, shows once that is masked
+        before, text = text, _mask(text, phone=phone, email=email, mention=mention)
+        if text == before:
+            break
+    return text
+
+
+def _mask(text: str, *, phone: str | None, email: str | None, mention: str | None) -> str:
     at = "@" in text
     if email is not None and at:
         text = _EMAIL.sub(lambda _: email, text)

@@ -21,7 +21,17 @@ from cli.clusters.base import JobRequest, job_name
 from cli.driver import drive
 from cli.runs import RunRecord, RunStatus, load_status, save_record
 from jobs.artifacts import ArtifactStore, Bucket, ObjectInfo
-from jobs.specs import SPECS, GenerateSpec, NotFoundError, PreprocessSpec, RunSpec, ScrapeSpec, TrainSpec
+from jobs.specs import (
+    FATAL_CODES,
+    SPECS,
+    ExitCode,
+    GenerateSpec,
+    NotFoundError,
+    PreprocessSpec,
+    RunSpec,
+    ScrapeSpec,
+    TrainSpec,
+)
 from tests.cli.fake_cluster import ControlPlane, Crash, FakeCluster, Task
 
 SPEC = RunSpec(
@@ -227,6 +237,43 @@ def test_killed_again_and_again(kills: list[tuple[int, str]]) -> None:
     code, _ = world.drive(*kills)
     assert code == 0
     assert world.end() == calm.end()
+
+
+BEFALLS = st.tuples(
+    st.sampled_from(list(SPECS)),
+    st.sampled_from(["evict", "oom", "drain", "exit", "exit", "exit"]),
+    st.sampled_from([1, 64, 65, 70, 75, 78, 137, 143]),
+    st.integers(1, 8),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(BEFALLS, max_size=5))
+def test_whatever_befalls_the_jobs_the_account_is_true(faults: list[tuple[str, Any, int, int]]) -> None:
+    """Either all is made, or one stage has failed: those before it are made, and nothing of those after it began."""
+
+    def prepare(plane: ControlPlane) -> None:
+        for component, kind, code, times in faults:
+            plane.fault(component, kind, code=code, times=times)
+
+    world = World(prepare)
+    code, _ = world.drive()
+    status = load_status(world.store, "made-up")
+    states = [s.state for s in status.stages.values()]
+    made = [s.artifact for s in status.stages.values() if s.state == "succeeded"]
+    assert {p.removesuffix("/manifest.json") for p in world.end()["manifests"]} == set(made)
+    assert all(job["status"].get("conditions") for name, job in world.plane.jobs().items() if name != world.driver)
+    if code == 0:
+        assert (status.state, states) == ("succeeded", ["succeeded"] * 4)
+        return
+    failed = states.index("failed")
+    assert states == ["succeeded"] * failed + ["failed"] + ["waiting"] * (3 - failed)
+    blamed = list(status.stages.values())[failed]
+    assert status.state == "failed" and status.message and blamed.message and blamed.exit_code
+    assert code == (blamed.exit_code if blamed.exit_code in FATAL_CODES else ExitCode.INTERNAL)
+    later = list(SPECS)[failed + 1 :]
+    assert not any(task.component in later for task in world.plane.runs)
+    assert not any(f"-{stage}-" in name for name in world.plane.jobs() for stage in later)
 
 
 def test_a_cancelled_run_starts_nothing_more() -> None:
