@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from jobs.specs import (
     SpecError,
     StageName,
     digest_id,
+    load_json,
     parse_spec,
 )
 
@@ -58,7 +58,7 @@ def _value(text: str) -> Any:
     if text.strip().lower() in ("none", "null"):
         return None
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError:
         return text
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 
 from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore, ObjectInfo
 from jobs.specs import KINDS, DataError
+
+WORKERS = 16  # requests at a time
 
 
 @dataclass
@@ -29,28 +33,21 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
     leases = list(bucket.list("leases/"))
     alive = [info.path for info in leases if not old(info.modified, LEASE_TTL)]
     held = {path.removeprefix("leases/").rpartition("/")[0] for path in alive}
-    for kind in KINDS:
-        for name in list(bucket.folders(f"{kind}/")):
-            ref = f"{kind}/{name}"
-            if ref in held or any(h.startswith(f"{ref}/") for h in held):
-                continue
-            objects = list(bucket.list(f"{ref}/"))
-            if any(o.path == f"{ref}/{MANIFEST}" for o in objects):
-                strays = [(o.path, o.size) for o in _strays(store, ref, objects) if old(o.modified)]
-                if strays:
-                    _remove(
-                        store,
-                        found,
-                        f"{ref}/  ({len(strays)} file{'s' * (len(strays) > 1)} that it does not list)",
-                        strays,
-                        dry_run,
-                    )
-                continue
-            if objects and all(old(o.modified) for o in objects):
-                _remove(store, found, f"{ref}/  (never committed)", [(o.path, o.size) for o in objects], dry_run)
-    for run in list(bucket.folders("runs/")):
-        for step in list(bucket.folders(f"runs/{run}/train/checkpoints/")):
-            folder = f"runs/{run}/train/checkpoints/{step}"
+    with ThreadPoolExecutor(WORKERS) as pool:  # a request for each artefact and run: many at a time
+        for kind in KINDS:
+            refs = [f"{kind}/{name}" for name in bucket.folders(f"{kind}/")]
+            refs = [r for r in refs if r not in held and not any(h.startswith(f"{r}/") for h in held)]
+            for ref, (objects, strays) in zip(refs, pool.map(lambda r: _look(store, r), refs), strict=True):
+                if any(o.path == f"{ref}/{MANIFEST}" for o in objects):
+                    gone = [(o.path, o.size) for o in strays if old(o.modified)]
+                    if gone:
+                        line = f"{ref}/  ({len(gone)} file{'s' * (len(gone) > 1)} that it does not list)"
+                        _remove(store, found, line, gone, dry_run)
+                elif objects and all(old(o.modified) for o in objects) and bucket.head(f"{ref}/{MANIFEST}") is None:
+                    _remove(store, found, f"{ref}/  (never committed)", [(o.path, o.size) for o in objects], dry_run)
+        checkpoints = [f"runs/{run}/train/checkpoints" for run in bucket.folders("runs/")]
+        steps = pool.map(lambda folder: [f"{folder}/{step}" for step in bucket.folders(f"{folder}/")], checkpoints)
+        for folder in chain.from_iterable(steps):
             objects = list(bucket.list(f"{folder}/"))
             if not objects or not all(old(o.modified) for o in objects):
                 continue
@@ -67,6 +64,12 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
             if not dry_run:
                 bucket.abort_upload(path, upload)
     return found
+
+
+def _look(store: ArtifactStore, ref: str) -> tuple[list[ObjectInfo], list[ObjectInfo]]:
+    """What lies in an artefact's folder, and what of it its manifest does not list."""
+    objects = list(store.bucket.list(f"{ref}/"))
+    return objects, _strays(store, ref, objects)
 
 
 def _strays(store: ArtifactStore, ref: str, objects: list[ObjectInfo]) -> list[ObjectInfo]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import ConfigError, DataError, SpecError
+from jobs.specs import ConfigError, DataError, SpecError, load_json
 
 SEPARATOR = "---"  # the line between posts in plain text
 
@@ -34,7 +33,7 @@ def jsonl(store: ArtifactStore, manifest: Manifest) -> Iterator[dict[str, Any]]:
         with store.open(manifest.ref, entry) as stream:
             for number, line in enumerate(stream, 1):
                 try:
-                    record = json.loads(line)
+                    record = load_json(line)
                 except ValueError as error:
                     raise DataError(f"{manifest.ref}/{entry.path}, line {number}: not JSON") from error
                 yield record
@@ -56,11 +55,13 @@ def _parquet(store: ArtifactStore, ref: str, path: str) -> Iterator[dict[str, An
 
     try:
         import pyarrow.parquet as pq
+
+        from jobs.parquet import reading
     except ImportError as error:
         raise _no_pyarrow() from error
     with tempfile.TemporaryDirectory(prefix="bugurt-") as folder:
         store.download(ref, Path(folder), path)
-        with pq.ParquetFile(Path(folder) / path) as file:
+        with reading(f"{ref}/{path}"), pq.ParquetFile(Path(folder) / path) as file:
             for batch in file.iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
 

@@ -142,6 +142,8 @@ def load(file: Path | None = None) -> Settings:
             raise ConfigError(f"cannot read {file}: {error}") from error
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{file} is not valid TOML: {error}") from error
+        except RecursionError as error:
+            raise ConfigError(f"{file} is not valid TOML: it is nested too deep") from error
         unknown = sorted(set(data) - (set(Settings.model_fields) - {"root"}))
         if unknown:
             raise ConfigError(f"{file}: {unknown[0]}: unknown section or field")

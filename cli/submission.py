@@ -208,12 +208,12 @@ def latest_posts(store: ArtifactStore, channel: str) -> str | None:
 
 def unfinished_run(store: ArtifactStore, spec: RunSpec) -> RunRecord | None:
     """A run of the same live channels that has not ended: asking again means that one, not another scrape."""
-    from cli.runs import all_runs
+    from cli.runs import all_records
 
     def timeless(found: RunSpec) -> RunSpec:
         return found.pinned(lambda scrape: {"as_of": None, "parent": None})
 
-    for record, _ in all_runs(store):
+    for record in all_records(store):
         if not any(s.channel for s in record.spec.scrapes()) or timeless(record.spec) != timeless(spec):
             continue
         if load_status(store, record.run).state in ("waiting", "running"):

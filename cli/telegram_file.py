@@ -13,7 +13,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from jobs.specs import ConfigError
+from jobs.specs import ConfigError, load_json
 
 FILE_VARIABLE = "BUGURT_TELEGRAM_FILE"
 #: What the file (and the Kubernetes Secret) holds: the scrape stage's own variables.
@@ -57,7 +57,7 @@ def read_telegram_file(path: Path) -> dict[str, str] | None:
                 )
             if hasattr(os, "getuid") and status.st_uid not in (os.getuid(), 0):
                 raise ConfigError(f"{path} belongs to another user; run 'bugurt login' to make your own")
-            data = json.load(file)
+            data = load_json(file.read())
     except FileNotFoundError:
         return None
     except OSError as error:

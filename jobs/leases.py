@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
-from jobs.specs import BugurtError, DataError, NotFoundError, TemporaryError
+from jobs.specs import BugurtError, DataError, NotFoundError, TemporaryError, load_json
 from jobs.storage import Bucket, ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ class Lease:
 
     def _read(self, claim: ObjectInfo) -> dict[str, object]:
         try:
-            found = json.loads(self._bucket.get_bytes(claim.path, max_size=10_000))
+            found = load_json(self._bucket.get_bytes(claim.path, max_size=10_000))
         except (NotFoundError, DataError, ValueError):
             return {}  # withdrawn this moment, or not readable: its age decides
         return found if isinstance(found, dict) else {}

@@ -15,9 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from jobs.artifacts import ArtifactStore
+from jobs.parquet import reading
 from jobs.record import BATCH_ROWS, COLUMNS, Column, fetch_shards
 from jobs.specs import DataError
 
+FIRST_SECOND, LAST_SECOND = -62_135_596_800, 253_402_300_799  # of the years 1 and 9999, as Python counts them
 _TYPES = {
     "string": pa.string(),
     "int32": pa.int32(),
@@ -86,13 +88,21 @@ def _latest_rows(shards: Sequence[Path]) -> pa.Int64Array:
 
 def _batches(shards: Iterable[Path], columns: list[str]) -> Iterator[pa.RecordBatch]:
     for path in shards:
-        try:
-            with pq.ParquetFile(path) as file:
-                missing = [n for n in columns if n not in file.schema_arrow.names]
-                if missing:
-                    raise DataError(f"{path.name} has no column {missing[0]!r}; it is no shard of posts")
-                schema = pa.schema([POST_SCHEMA.field(n) for n in columns])  # Parquet itself has no whole seconds
-                for batch in file.iter_batches(BATCH_ROWS, columns=columns):
-                    yield batch.select(columns).cast(schema)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"{path.name} is no readable Parquet file: {str(error)[:200]}") from error
+        schema = pa.schema([POST_SCHEMA.field(n) for n in columns])  # Parquet itself has no whole seconds
+        with reading(path.name), pq.ParquetFile(path) as file:
+            missing = [n for n in columns if n not in file.schema_arrow.names]
+            if missing:
+                raise DataError(f"{path.name} has no column {missing[0]!r}; it is no shard of posts")
+            for raw in file.iter_batches(BATCH_ROWS, columns=columns):
+                batch = raw.select(columns).cast(schema)
+                batch.validate(full=True)  # that texts are UTF-8, which reading does not look at
+                _check_dates(batch, path.name)
+                yield batch
+
+
+def _check_dates(batch: pa.RecordBatch, where: str) -> None:
+    """Python's calendar ends with the year 9999, Parquet's does not. Raises DataError."""
+    for name in {"date", "edit_date"} & set(batch.schema.names):
+        ends = pc.min_max(batch.column(name).cast(pa.int64())).as_py()
+        if ends["min"] is not None and not (ends["min"] >= FIRST_SECOND and ends["max"] <= LAST_SECOND):
+            raise DataError(f"{where}: the column {name!r} has a time that lies outside the calendar")

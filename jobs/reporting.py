@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jobs.specs import BugurtError, DataError
+from jobs.specs import BugurtError, DataError, load_json
 from jobs.storage import Bucket
 from jobs.streams import MIB
 
@@ -181,7 +181,7 @@ class ProgressReporter(_Periodic):
     def start(self) -> None:
         """Write the first report and go on in the background."""
         try:
-            before = json.loads(self._bucket.get_bytes(self._path))
+            before = load_json(self._bucket.get_bytes(self._path))
             self._state["attempt"] = int(before.get("attempt", 0)) + 1
         except (DataError, ValueError, TypeError, AttributeError):
             self._state["attempt"] = 1

@@ -154,6 +154,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def load_json(text: str | bytes) -> Any:
+    """As ``json.loads``, for texts of others': one that is nested too deep is a ValueError like all that is no JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def digest_id(kind: str, stage: str, version: int, identity: Any, inputs: dict[str, str]) -> str:
     """An artefact's id: a digest of what was asked for and of what it was made from."""
     text = canonical_json([kind, stage, version, identity, inputs])
@@ -436,7 +444,7 @@ def describe(error: ValidationError, where: str) -> str:
     """One sentence for a pydantic error: the first field, what is wrong with it, how many more."""
     errors = error.errors(include_url=False)
     first = errors[0]
-    place = ".".join(str(p) for p in first["loc"])
+    place = " ".join(".".join(str(p)[:60] for p in first["loc"][:8]).split())  # names may be anybody's, and any length
     message = re.sub(r"^Value error, ", "", first["msg"])
     value = first.get("input")
     if first["type"] == "extra_forbidden":

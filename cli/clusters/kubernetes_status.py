@@ -6,7 +6,6 @@ here talks to a cluster.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from cli.clusters.base import JobState, JobStatus
+from jobs.specs import load_json
 
 Object = Mapping[str, Any]
 
@@ -412,7 +412,7 @@ def said(message: str | None) -> str:
     for line in reversed(lines):
         if line.lstrip().startswith("{"):
             try:
-                found = json.loads(line)
+                found = load_json(line)
             except ValueError:
                 continue  # the tail may begin in the middle of a line
             if isinstance(found, dict) and found.get("message"):

@@ -24,7 +24,7 @@ from typing import Any
 from cli.clusters.base import JobRequest, JobState, JobStatus, LogLine
 from cli.clusters.supervisor import left_behind
 from cli.settings import Settings
-from jobs.specs import FATAL_CODES, ConfigError, ExitCode
+from jobs.specs import FATAL_CODES, ConfigError, ExitCode, load_json
 
 #: Times that a process of a stage is started again, and seconds that it has after SIGTERM: as in the Job templates.
 RETRIES = {"scrape": 3, "preprocess": 2, "train": 4, "generate": 2, "driver": 3}
@@ -330,7 +330,7 @@ class _Tail:
 def readable(line: str) -> str:
     """A stage's JSON log line as ``TIME LEVEL message``; any other line as it is."""
     try:
-        record = json.loads(line)
+        record = load_json(line)
         return f"{record['time']} {record['level'].upper():<7} {record['message']}"
     except (ValueError, TypeError, KeyError, AttributeError):
         return line

@@ -24,20 +24,16 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List runs, newest first."""
-    from itertools import islice
-
     from cli.output import age, print_json, print_table
-    from cli.runs import all_runs
+    from cli.runs import all_records, with_status
     from cli.submission import owner_of
     from cli.view import quick_state
 
     settings, store, cluster = options.places()
     me = owner_of(settings)
     jobs = {j.name: j for j in cluster.list() if j.component == "driver"}
-    found = [
-        (record, status, *quick_state(record, status, jobs))
-        for record, status in islice((r for r in all_runs(store) if not mine or r[0].owner == me), limit)
-    ]
+    shown = [record for record in all_records(store) if not mine or record.owner == me][:limit]
+    found = [(record, status, *quick_state(record, status, jobs)) for record, status in with_status(store, shown)]
     if as_json:
         print_json(
             [

@@ -131,16 +131,21 @@ def _gpt2(source: Path, language: Language, ref: str) -> Any:
             ("scale_attn_weights false", not config.get("scale_attn_weights", True)),
             ("scale_attn_by_inverse_layer_idx", config.get("scale_attn_by_inverse_layer_idx", False)),
             ("add_cross_attention", config.get("add_cross_attention", False)),
-            ("layer_norm_epsilon other than 1e-5", abs(config.get("layer_norm_epsilon", 1e-5) - 1e-5) > 1e-9),
+            ("layer_norm_epsilon other than 1e-5", not _is_usual(config.get("layer_norm_epsilon", 1e-5))),
         )
         if bad
     ]
     if problems or activation is None:
         raise ConfigError(f"{ref}: CTranslate2 has no GPT-2 with {problems[0]}; use engine=transformers")
-    model = transformer_spec.TransformerDecoderModelSpec.from_config(
-        layers, heads, pre_norm=True, activation=common_spec.Activation[activation]
-    )
     with _Weights.open(source, ref) as weights:
+        # Before anything of that size is made: a number of layers costs nothing to write down.
+        if not weights.has(f"h.{layers - 1}.ln_1.weight") or width % heads:
+            raise DataError(
+                f"{ref}: config.json says n_layer {layers}, n_head {heads}, which the weights do not bear out"
+            )
+        model = transformer_spec.TransformerDecoderModelSpec.from_config(
+            layers, heads, pre_norm=True, activation=common_spec.Activation[activation]
+        )
 
         def get(name: str, *shape: int) -> np.ndarray[Any, Any]:
             array = weights.get(name)
@@ -180,6 +185,10 @@ def _gpt2(source: Path, language: Language, ref: str) -> Any:
     # CTranslate2 insists on an unknown token; prompts are made of known ones, so that any will do.
     model.config.unk_token = "<unk>" if "<unk>" in tokens else model.config.eos_token
     return model
+
+
+def _is_usual(epsilon: object) -> bool:
+    return isinstance(epsilon, int | float) and abs(epsilon - 1e-5) <= 1e-9
 
 
 @contextmanager

@@ -6,13 +6,12 @@ have only ``vocab.json`` and ``merges.txt`` (ruGPT3) get the byte-level BPE that
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.specs import DataError
+from jobs.specs import DataError, load_json
 from jobs.style import STYLE_FILE, Style
 
 if TYPE_CHECKING:
@@ -146,7 +145,7 @@ def _json(path: Path, ref: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_bytes())
+        found = load_json(path.read_bytes())
     except ValueError as error:
         raise DataError(f"{ref}/{path.name} is not valid JSON: {error}") from error
     if not isinstance(found, dict):

@@ -33,14 +33,17 @@ class Training:
 
     def texts(self) -> Iterator[str]:
         """The posts' texts, in order, streamed."""
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from jobs.parquet import reading
+
         for file in self._files:
-            with pq.ParquetFile(file) as table:
+            with reading(f"the dataset's {file.name}"), pq.ParquetFile(file) as table:
                 if "text" not in table.schema_arrow.names:
                     raise DataError(f"the dataset's {file.name} has no column 'text'")
                 for batch in table.iter_batches(batch_size=4096, columns=["text"]):
-                    yield from (t or "" for t in batch.column(0).to_pylist())
+                    yield from (t or "" for t in batch.column(0).cast(pa.string()).to_pylist())
 
     def openings(self, words: int) -> list[str]:
         """The first words of every post's first line; posts without words are left out."""

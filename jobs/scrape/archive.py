@@ -6,7 +6,10 @@ broken, encrypted, or swells to something no export is.
 
 from __future__ import annotations
 
+import errno
+import lzma
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -30,7 +33,9 @@ def open_archive(path: Path, where: str) -> tuple[str, Opener]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError) as error:
+    except Exception as error:
+        if not _is_damage(error):
+            raise
         raise DataError(f"{where} is a broken zip archive: {error}") from error
     if len(members) > MAX_MEMBERS:
         raise DataError(f"{where} has {len(members)} members; no export has more than {MAX_MEMBERS}")
@@ -63,6 +68,12 @@ def _choose(members: list[zipfile.ZipInfo], where: str) -> zipfile.ZipInfo:
     raise DataError(f"{where} holds no result.json; pack the folder that Telegram Desktop's export made")
 
 
+def _is_damage(error: BaseException) -> bool:
+    """Whether this is what zipfile makes of a wrong archive; places before its beginning end in EINVAL."""
+    wrong = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error, RuntimeError)
+    return isinstance(error, wrong) or (isinstance(error, OSError) and error.errno in (None, errno.EINVAL))
+
+
 class _Member:
     """A member as a stream, whose errors are sentences; closing it closes the archive."""
 
@@ -76,7 +87,7 @@ class _Member:
             raise self._translated(error) from error
 
     def _translated(self, error: BaseException) -> BaseException:
-        if isinstance(error, zipfile.BadZipFile | zlib.error | EOFError | NotImplementedError | RuntimeError):
+        if _is_damage(error):
             return DataError(f"{self._inside}: the archive is damaged: {error}")
         return error
 

@@ -113,7 +113,7 @@ def _scan(opener: Opener, where: str) -> tuple[Chat | None, list[Chat], list[str
                         chats.append(Chat(f"{section}.list.item.messages.item", skip=counts[section], count=0))
                     elif rest in (".name", ".type", ".id"):
                         setattr(chats[-1], rest[1:], _header(rest[1:], value))
-        except ijson.JSONError as error:
+        except (ijson.JSONError, UnicodeDecodeError) as error:  # a name that is not UTF-8 gives the latter
             raise _broken(opener, where, error) from error
         except OversizeError as error:
             raise DataError(f"{where}: {error}") from error
@@ -167,7 +167,7 @@ def _messages(opener: Opener, where: str, chat: Chat, advance: Callable[[int], N
                     return
                 advance(reader.consumed)
                 yield to_post(message, chat, f"{where}, message {number - chat.skip}")
-        except ijson.JSONError as error:
+        except (ijson.JSONError, UnicodeDecodeError) as error:  # a name that is not UTF-8 gives the latter
             raise _broken(opener, where, error) from error
         except OverflowError as error:
             raise DataError(f"{where}, after message {number}: a number that is too large") from error

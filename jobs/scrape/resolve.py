@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 from telethon import errors, functions
 from telethon.tl import types
 
-from jobs.specs import ConfigError, DataError, NotFoundError, SpecError
+from jobs.specs import ConfigError, DataError, NotFoundError, SpecError, load_json
 from jobs.storage import Bucket
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class EntityCache:
     def get(self, target: Target) -> Entity | None:
         """What is known, or None."""
         try:
-            data = json.loads(self._bucket.get_bytes(self._path(target), max_size=10_000))
+            data = load_json(self._bucket.get_bytes(self._path(target), max_size=10_000))
             return Entity(int(data["channel_id"]), int(data["access_hash"]), str(data["title"]), data["username"])
         except (NotFoundError, DataError, ValueError, KeyError, TypeError):
             return None

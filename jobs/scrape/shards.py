@@ -8,7 +8,6 @@ that a scrape that was interrupted ends with the same shards as one that was not
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections import Counter
@@ -21,7 +20,7 @@ from jobs.artifacts import FileEntry
 from jobs.record import BATCH_ROWS, Post
 from jobs.scrape.base import Base
 from jobs.scrape.parquet import Shard, read_shard, rows
-from jobs.specs import BugurtError, DataError, NotFoundError, ScrapeSpec, canonical_json
+from jobs.specs import BugurtError, DataError, NotFoundError, ScrapeSpec, canonical_json, load_json
 from jobs.stage import StageContext
 
 STATE = ".state.json"
@@ -69,7 +68,7 @@ class ShardWriter:
         """Take up what an earlier attempt left. False when there is nothing that can be used."""
         bucket, ref = self._ctx.store.bucket, self._ctx.ref
         try:
-            state = json.loads(bucket.get_bytes(f"{ref}/{STATE}"))
+            state = load_json(bucket.get_bytes(f"{ref}/{STATE}"))
             own = [FileEntry.model_validate(e) for e in state["shards"]]
             cursor, counts, partial = int(state["cursor"]), dict(state["counts"]), state["partial"]
         except NotFoundError:

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from jobs.artifacts import ArtifactStore, Manifest
+from jobs.parquet import reading
 from jobs.specs import DataError
 
 IGNORE = -100  # a label that no loss is taken of
@@ -76,6 +77,7 @@ def fetch_blocks(store: ArtifactStore, manifest: Manifest, split: str, folder: P
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    schema = pa.schema([(name, pa.list_(pa.int32())) for name in ("input_ids", "lengths")])
     pattern = f"blocks/{split}-*.parquet"
     entries = manifest.matching(pattern)
     if not entries:
@@ -86,18 +88,20 @@ def fetch_blocks(store: ArtifactStore, manifest: Manifest, split: str, folder: P
     lengths: list[list[int]] = []
     for entry in entries:
         where = f"{manifest.ref}/{entry.path}"
-        try:
-            file = pq.ParquetFile(folder / entry.path)
-            for batch in file.iter_batches(batch_size=4096, columns=["input_ids", "lengths"]):
+        with reading(where, "is not a file of packed blocks"), pq.ParquetFile(folder / entry.path) as file:
+            for raw in file.iter_batches(batch_size=4096, columns=schema.names):
+                if missing := set(schema.names) - set(raw.schema.names):
+                    raise DataError(f"{where} is not a file of packed blocks: it has no column {min(missing)!r}")
+                batch = raw.select(schema.names).cast(schema)
+                if any(c.null_count or c.flatten().null_count for c in batch.columns):
+                    raise DataError(f"{where} is not a file of packed blocks: some of it is empty")
                 column = batch.column("input_ids")
-                ids.append(column.flatten().to_numpy().astype(np.int32))
+                ids.append(column.flatten().to_numpy())
                 sizes.append(column.value_lengths().to_numpy().astype(np.int64))
                 parts = batch.column("lengths").to_pylist()
                 if any(sum(p) != s or min(p, default=0) < 1 for p, s in zip(parts, sizes[-1].tolist(), strict=True)):
                     raise DataError(f"{where}: the column 'lengths' does not add up to the blocks' tokens")
                 lengths.extend(parts)
-        except (pa.ArrowException, KeyError, AttributeError) as error:
-            raise DataError(f"{where} is not a file of packed blocks: {' '.join(str(error).split())[:200]}") from error
     blocks = Blocks(np.concatenate(ids), np.cumsum(np.concatenate(sizes)), lengths)
     if not len(blocks) or not blocks.targets:
         raise DataError(f"{manifest.ref} has no {split} posts: give preprocess more posts, or a larger 'validation'")

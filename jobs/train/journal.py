@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.specs import load_json
+
 FILE = "journal.json"
 
 
@@ -79,5 +81,5 @@ class Journal:
     @classmethod
     def load(cls, folder: Path) -> Journal:
         """Read ``journal.json``; raises OSError, ValueError or TypeError when it is not one."""
-        data: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        data: dict[str, Any] = load_json((folder / FILE).read_text(encoding="utf-8"))
         return cls(**data)
