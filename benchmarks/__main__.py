@@ -21,6 +21,7 @@ FOLDER = Path(__file__).resolve().parent
 #: The options of the quick form, where the usual one takes more than a minute or so.
 QUICK: dict[str, tuple[str, ...]] = {
     "generate": ("--posts", "64", "--layers", "4", "--width", "256", "--vocabulary", "8192", "--training", "5000"),
+    "load": ("--mib", "256", "--shards", "100", "--runs", "500"),
     "resume": ("--quick",),
     "train": ("--quick",),
     "transfer": ("--quick",),
