@@ -36,6 +36,8 @@ def jsonl(store: ArtifactStore, manifest: Manifest) -> Iterator[dict[str, Any]]:
                     record = load_json(line)
                 except ValueError as error:
                     raise DataError(f"{manifest.ref}/{entry.path}, line {number}: not JSON") from error
+                if not isinstance(record, dict):
+                    raise DataError(f"{manifest.ref}/{entry.path}, line {number}: no JSON object")
                 yield record
 
 

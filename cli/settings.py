@@ -144,6 +144,8 @@ def load(file: Path | None = None) -> Settings:
             raise ConfigError(f"{file} is not valid TOML: {error}") from error
         except RecursionError as error:
             raise ConfigError(f"{file} is not valid TOML: it is nested too deep") from error
+        except ValueError as error:  # Python's own bound on the digits of a number
+            raise ConfigError(f"{file} is not valid TOML: a number in it has no end") from error
         unknown = sorted(set(data) - (set(Settings.model_fields) - {"root"}))
         if unknown:
             raise ConfigError(f"{file}: {unknown[0]}: unknown section or field")

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.artifacts import ArtifactStore, Bucket, Lease, ObjectInfo
-from jobs.specs import ScrapeSpec
+from jobs.specs import DataError, ScrapeSpec
 from tests.cli.test_driver_killed import Killer, MemoryBucket
 from tests.foreign import bytes_like, each, json_like
 from tests.generate.models import MadeModel, channel, make_model
@@ -406,6 +406,18 @@ def test_models_and_tokenizers(model: MadeModel, tmp_path: Path) -> None:
         else:
             head = 8 + int.from_bytes(whole[:8], "little")
             each((made + whole[head:] for made in bytes_like(whole[:head], 40, 40 * ROUNDS)), read)
+
+
+@pytest.mark.parametrize("name", ["n_layer", "vocab_size", "n_positions", "n_embd"])
+def test_a_configuration_beyond_its_weights_makes_nothing(model: MadeModel, tmp_path: Path, name: str) -> None:
+    from jobs.weights import check_config
+
+    check_config(model.folder, "model/x")
+    config = json.loads((model.folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {name: 10**8}))
+    (tmp_path / "model.safetensors").symlink_to(model.folder / "model.safetensors")
+    with pytest.raises(DataError, match=f"{name} is 100000000, which its weights do not bear out"):
+        check_config(tmp_path, "model/x")
 
 
 def test_batches() -> None:

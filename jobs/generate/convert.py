@@ -23,6 +23,7 @@ import numpy as np
 
 from jobs.generate.language import Language
 from jobs.specs import ConfigError, DataError, canonical_json
+from jobs.weights import check_config
 
 if TYPE_CHECKING:
     from jobs.generate.engines import Setting
@@ -89,6 +90,7 @@ def fetch_converted(setting: Setting, quantization: str) -> Path:
 
 def convert(source: Path, target: Path, language: Language, quantization: str, ref: str) -> None:
     """Convert the model in ``source`` (weights and text files) into the new folder ``target``."""
+    check_config(source, ref)
     config = language.config
     if config.get("model_type") == "gpt2":
         model = _gpt2(source, language, ref)
@@ -138,11 +140,8 @@ def _gpt2(source: Path, language: Language, ref: str) -> Any:
     if problems or activation is None:
         raise ConfigError(f"{ref}: CTranslate2 has no GPT-2 with {problems[0]}; use engine=transformers")
     with _Weights.open(source, ref) as weights:
-        # Before anything of that size is made: a number of layers costs nothing to write down.
-        if not weights.has(f"h.{layers - 1}.ln_1.weight") or width % heads:
-            raise DataError(
-                f"{ref}: config.json says n_layer {layers}, n_head {heads}, which the weights do not bear out"
-            )
+        if width % heads:
+            raise DataError(f"{ref}/config.json: n_embd {width} is no multiple of n_head {heads}")
         model = transformer_spec.TransformerDecoderModelSpec.from_config(
             layers, heads, pre_norm=True, activation=common_spec.Activation[activation]
         )

@@ -94,6 +94,8 @@ def parse_profile(text: str, where: str) -> Profile:
         raise SpecError(f"{where}, {place}: this is not TOML: {what}") from error
     except RecursionError as error:
         raise SpecError(f"{where}: this is not TOML that anybody would write: it is nested too deeply") from error
+    except ValueError as error:  # Python's own bound on the digits of a number
+        raise SpecError(f"{where}: this is not TOML that anybody would write: a number has no end") from error
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
@@ -108,7 +110,7 @@ def _sentence(error: ValidationError, text: str, data: dict[str, Any], where: st
         location = ["rule", cause.number]
     more = f"; and {error.error_count() - 1} more" if error.error_count() > 1 else ""
     number = location[1] if len(location) > 1 and location[0] == "rule" and isinstance(location[1], int) else None
-    keys = [str(p) for p in (location[2:] if number is not None else location)]
+    keys = [str(p)[:60] for p in (location[2:] if number is not None else location)]
     line = find_line(text, number, keys)
     rules = data.get("rule")
     which = ""

@@ -36,7 +36,7 @@ def open_archive(path: Path, where: str) -> tuple[str, Opener]:
     except Exception as error:
         if not _is_damage(error):
             raise
-        raise DataError(f"{where} is a broken zip archive: {error}") from error
+        raise DataError(f"{where} is a broken zip archive: {_short(error)}") from error
     if len(members) > MAX_MEMBERS:
         raise DataError(f"{where} has {len(members)} members; no export has more than {MAX_MEMBERS}")
     member = _choose(members, where)
@@ -74,6 +74,10 @@ def _is_damage(error: BaseException) -> bool:
     return isinstance(error, wrong) or (isinstance(error, OSError) and error.errno in (None, errno.EINVAL))
 
 
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 class _Member:
     """A member as a stream, whose errors are sentences; closing it closes the archive."""
 
@@ -88,7 +92,7 @@ class _Member:
 
     def _translated(self, error: BaseException) -> BaseException:
         if _is_damage(error):
-            return DataError(f"{self._inside}: the archive is damaged: {error}")
+            return DataError(f"{self._inside}: the archive is damaged: {_short(error)}")
         return error
 
     def read(self, size: int = -1) -> bytes:

@@ -16,6 +16,7 @@ from jobs.specs import BugurtError, ConfigError, DataError, SpecError, Temporary
 from jobs.style import Style
 from jobs.train.presets import Settings
 from jobs.train.surroundings import out_of_memory
+from jobs.weights import check_config
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def load_base(
                 "fetch the model again with 'bugurt mirror'"
             )
         store.download(spec.base_model, folder, *MODEL_FILES, *TOKENIZER_FILES, manifest=manifest)
+        check_config(folder, spec.base_model)
         source, origin = str(folder), f"{spec.base_model} ({_described(manifest)})"
         model = _from_pretrained(source, None, settings, spec, local=True)
         theirs = _tokenizer_of(source, None, local=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.generate.convert import WEIGHT_FILES
 from jobs.generate.engines import Draw, Setting, room
 from jobs.specs import ConfigError, DataError, GenerateSpec
+from jobs.weights import check_config
 
 if TYPE_CHECKING:
     from jobs.generate.language import Language
@@ -37,6 +38,7 @@ class TransformersEngine:
         if wanted not in types:
             raise ConfigError(f"compute_type={wanted}: the engine transformers has float32, float16 and bfloat16")
         setting.store.download(setting.manifest.ref, setting.folder, *WEIGHT_FILES, manifest=setting.manifest)
+        check_config(setting.folder, setting.manifest.ref)
         try:
             self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 setting.folder,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.generate.convert import WEIGHT_FILES
 from jobs.generate.engines import Draw, Setting, room
 from jobs.specs import ConfigError, DataError, GenerateSpec
+from jobs.weights import check_config
 
 if TYPE_CHECKING:
     from jobs.generate.language import Language
@@ -40,6 +41,7 @@ class VllmEngine:
         if spec.compute_type in ("int8", "int8_float16"):
             raise ConfigError(f"compute_type={spec.compute_type}: the engine vllm has float32, float16 and bfloat16")
         setting.store.download(setting.manifest.ref, setting.folder, *WEIGHT_FILES, manifest=setting.manifest)
+        check_config(setting.folder, setting.manifest.ref)
         try:
             self._model: Any = vllm.LLM(
                 model=str(setting.folder),
