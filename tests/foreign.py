@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any
 
+SLOW = 3.0  # seconds of the processor for one case; most take a thousandth of that
 #: What takes the place of a value.
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 2**31, 2**63, -(2**63) - 1, 10**40, 1e308, 5e-324, "", "x", "\0", "\u202e", "a" * 10_000,
@@ -87,6 +89,7 @@ def each(cases: Iterator[bytes], read: Callable[[bytes], object]) -> tuple[int, 
 
     taken = refused = 0
     for number, data in enumerate(cases):
+        begun = time.process_time()
         try:
             read(data)
             taken += 1
@@ -97,4 +100,6 @@ def each(cases: Iterator[bytes], read: Callable[[bytes], object]) -> tuple[int, 
             assert int(error.exit_code) in (64, 65, 75, 78), (number, error.exit_code)
         except Exception as error:
             raise AssertionError(f"case {number} ({data[:300]!r} …) ends in {type(error).__name__}: {error}") from error
+        took = time.process_time() - begun
+        assert took < SLOW, f"case {number} ({data[:300]!r} …, {len(data)} bytes) took {took:.1f} s"
     return taken, refused

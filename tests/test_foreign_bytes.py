@@ -165,6 +165,19 @@ def test_settings_and_what_a_machine_keeps(tmp_path: Path, monkeypatch: pytest.M
     each(both(kept, 10, 80), written(read_telegram_file))
 
 
+def test_a_config_ini_of_spaces_takes_no_time(tmp_path: Path) -> None:
+    """Its parser would take minutes over it."""
+    from cli.commands.login import MAX_INI, read_ini
+    from jobs.specs import ConfigError
+
+    file = tmp_path / "config.ini"
+    file.write_bytes(b"[Telegram]\na" + b" " * 1_000_000 + b"x\n")
+    with pytest.raises(ConfigError, match="has more than 8192 bytes"):
+        read_ini(file)
+    file.write_bytes(b"[Telegram]\napi_id = 1\n".ljust(MAX_INI, b"\n"))
+    assert read_ini(file) == {"api_id": "1"}
+
+
 def test_specs() -> None:
     from jobs.specs import SPECS
     from jobs.stage import load_spec

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cli.settings import Settings
 
 INI = "config.ini"
+MAX_INI = 8192  # bytes; its parser takes time quadratic in the length of a line
 FIELDS = ("api_id", "api_hash", "phone", "username")
 Target = Literal["local", "kubernetes"]
 _TARGET_HELP = "Where the session is kept: this machine's file or the cluster's Secret; unset: as [cluster] kind."
@@ -195,7 +196,11 @@ def read_ini(path: Path) -> dict[str, str]:
 
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read_string(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            data = file.read(MAX_INI + 1)
+        if len(data) > MAX_INI:
+            raise ConfigError(f"{path} has more than {MAX_INI} bytes; it holds four short lines below [Telegram]")
+        parser.read_string(data.decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
