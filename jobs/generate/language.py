@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.specs import DataError, load_json
+from jobs.specs import DataError, canonical_json, load_json
 from jobs.style import STYLE_FILE, Style
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def _json(path: Path, ref: str) -> dict[str, Any] | None:
         return None
     try:
         found = load_json(path.read_bytes())
+        canonical_json(found).encode()  # half a surrogate pair, which JSON can spell, is no text to a tokenizer
     except ValueError as error:
         raise DataError(f"{ref}/{path.name} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
