@@ -6,12 +6,13 @@ have only ``vocab.json`` and ``merges.txt`` (ruGPT3) get the byte-level BPE that
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.specs import DataError, canonical_json, load_json
+from jobs.specs import DataError, load_json
 from jobs.style import STYLE_FILE, Style
 
 if TYPE_CHECKING:
@@ -146,8 +147,8 @@ def _json(path: Path, ref: str) -> dict[str, Any] | None:
         return None
     try:
         found = load_json(path.read_bytes())
-        canonical_json(found).encode()  # half a surrogate pair, which JSON can spell, is no text to a tokenizer
-    except ValueError as error:
+        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair, which JSON can spell, is no text
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{ref}/{path.name} is not valid JSON: {error}") from error
     if not isinstance(found, dict):
         raise DataError(f"{ref}/{path.name} is not a JSON object")
