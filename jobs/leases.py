@@ -99,7 +99,8 @@ class Lease:
 
     def _look(self, *ours: str) -> tuple[bool, list[ObjectInfo]]:
         """Whether the own claim is there, and the living claims that are not ours; dead ones are removed."""
-        claims = list(self._bucket.list(self._folder))
+        # What lies deeper belongs to leases of other names, such as those of an artefact's shards.
+        claims = [c for c in self._bucket.list(self._folder) if "/" not in c.path[len(self._folder) :]]
         own = next((c for c in claims if c.path == self._path), None)
         if own is not None and self._skew is None and self._date is not None:
             self._skew = self._date - own.modified
@@ -152,7 +153,7 @@ class Lease:
         self._thread.start()
 
     def ensure(self, *, ask: bool = False) -> None:
-        """Raise TemporaryError unless the lease is still ours; ``ask`` the bucket even if there is no doubt.
+        """Raise TemporaryError unless the lease is still ours (and held); ``ask`` the bucket even if there is no doubt.
 
         Without a doubt and without ``ask`` this costs nothing, so it can stand before every upload.
         """
@@ -163,6 +164,8 @@ class Lease:
                 f"the lease {self._folder.rstrip('/')} was lost: this process was out of touch with the bucket for "
                 "too long, and another may be at work on the same thing"
             )
+        if self._stop.is_set():  # a thread that is left over from the work it was for
+            raise TemporaryError(f"the lease {self._folder.rstrip('/')} was given back already")
 
     def _renew(self) -> None:
         """Show a sign of life, or find out that the lease is lost."""

@@ -67,6 +67,17 @@ def test_a_lease_is_held_once_and_given_back(bucket: Bucket) -> None:
     assert claims(bucket) == []
 
 
+def test_a_name_below_another_is_a_lease_of_its_own(bucket: Bucket) -> None:
+    with Lease(bucket, "batch/a/shard-0", holder="shard 0") as deeper, Lease(bucket, "batch/a", holder="b") as lease:
+        assert len(claims(bucket)) == 2
+        deeper.ensure(ask=True)
+        lease.ensure(ask=True)
+        with pytest.raises(Interrupted, match="shard 0"):
+            Lease(bucket, "batch/a/shard-0", holder="another", waiting=give_up).acquire()
+    with pytest.raises(TemporaryError, match="given back"):
+        lease.ensure()
+
+
 def test_leaving_by_an_error_gives_it_back(bucket: Bucket) -> None:
     with pytest.raises(ZeroDivisionError), Lease(bucket, "thing", holder="me"):
         raise ZeroDivisionError
