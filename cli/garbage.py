@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,34 +33,38 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
     def old(moment: datetime, limit: float = older_than) -> bool:
         return (now - moment).total_seconds() >= limit - 1  # the server tells its time in whole seconds
 
+    def dead(moment: datetime) -> bool:
+        return old(moment, LEASE_TTL)
+
     leases = list(bucket.list("leases/"))
-    alive = [info.path for info in leases if not old(info.modified, LEASE_TTL)]
+    alive = [info.path for info in leases if not dead(info.modified)]
     held = {path.removeprefix("leases/").rpartition("/")[0] for path in alive}
     with ThreadPoolExecutor(WORKERS) as pool:  # a request for each artefact and run: many at a time
         for kind in KINDS:
             refs = [f"{kind}/{name}" for name in bucket.folders(f"{kind}/")]
             refs = [r for r in refs if r not in held and not any(h.startswith(f"{r}/") for h in held)]
-            for ref, (objects, strays) in zip(refs, pool.map(lambda r: _look(store, r), refs), strict=True):
-                if any(o.path == f"{ref}/{MANIFEST}" for o in objects):
-                    gone = [(o.path, o.size) for o in strays if old(o.modified)]
-                    if gone:
-                        line = f"{ref}/  ({len(gone)} file{'s' * (len(gone) > 1)} that it does not list)"
-                        _remove(store, found, line, gone, dry_run)
-                elif objects and all(old(o.modified) for o in objects) and bucket.head(f"{ref}/{MANIFEST}") is None:
-                    _remove(store, found, f"{ref}/  (never committed)", [(o.path, o.size) for o in objects], dry_run)
-        checkpoints = [f"runs/{run}/train/checkpoints" for run in bucket.folders("runs/")]
-        steps = pool.map(lambda folder: [f"{folder}/{step}" for step in bucket.folders(f"{folder}/")], checkpoints)
+            for ref, seen in zip(refs, pool.map(lambda r: _of_artifact(store, r, old), refs), strict=True):
+                if not seen:
+                    continue
+                with _undisturbed(store, ref, dead, dry_run=dry_run) as alone:
+                    # Looked at once more: whoever came between the two looks may have gone on with it, or committed it.
+                    objects = _of_artifact(store, ref, old) if alone else []
+                    if not objects:
+                        continue
+                    count = len(objects)
+                    committed = bucket.head(f"{ref}/{MANIFEST}") is not None
+                    what = f"{count} file{'s' * (count > 1)} that it does not list" if committed else "never committed"
+                    _remove(store, found, f"{ref}/  ({what})", objects, dry_run)
+        training = _holders(store, [path for path in alive if path.startswith("leases/model/")])
+        runs = [run for run in bucket.folders("runs/") if run not in training]
+        steps = pool.map(lambda run: _steps(store, run), runs)
         for folder in chain.from_iterable(steps):
-            objects = list(bucket.list(f"{folder}/"))
-            if not objects or not all(old(o.modified) for o in objects):
-                continue
-            manifest = store.find(folder)
-            model = manifest.info.get("artifact") if manifest else None
-            if manifest is None or (isinstance(model, str) and store.find(model) is not None):
-                _remove(store, found, f"{folder}/  (checkpoint)", [(o.path, o.size) for o in objects], dry_run)
-    dead = [(o.path, o.size) for o in leases if o.path not in alive]
-    if dead:
-        _remove(store, found, f"{len(dead)} dead leases", dead, dry_run)
+            files = list(bucket.list(f"{folder}/"))
+            if files and all(old(o.modified) for o in files) and _is_spent(store, folder):
+                _remove(store, found, f"{folder}/  (checkpoint)", [(o.path, o.size) for o in files], dry_run)
+    ended = [(o.path, o.size) for o in leases if o.path not in alive]
+    if ended:
+        _remove(store, found, f"{len(ended)} dead leases", ended, dry_run)
     for path, upload, began in list(bucket.open_uploads()):
         if old(began):
             found.lines.append(f"{path}  (an upload that nobody finished)")
@@ -66,10 +73,68 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
     return found
 
 
-def _look(store: ArtifactStore, ref: str) -> tuple[list[ObjectInfo], list[ObjectInfo]]:
-    """What lies in an artefact's folder, and what of it its manifest does not list."""
+def _steps(store: ArtifactStore, run: str) -> list[str]:
+    """The folders of a run's checkpoints."""
+    folder = f"runs/{run}/train/checkpoints"
+    return [f"{folder}/{step}" for step in store.bucket.folders(f"{folder}/")]
+
+
+def _of_artifact(store: ArtifactStore, ref: str, old: Callable[[datetime], bool]) -> list[tuple[str, int]]:
+    """What may go of an artefact's folder: what a manifest does not list, or all of it when there is none."""
     objects = list(store.bucket.list(f"{ref}/"))
-    return objects, _strays(store, ref, objects)
+    if any(o.path == f"{ref}/{MANIFEST}" for o in objects):
+        objects = [o for o in _strays(store, ref, objects) if old(o.modified)]
+    elif not all(old(o.modified) for o in objects):
+        objects = []
+    return [(o.path, o.size) for o in objects]
+
+
+def _holders(store: ArtifactStore, claims: list[str]) -> set[str]:
+    """The runs that hold these claims: one may be putting a checkpoint, whose folder does not tell for what."""
+    found = set()
+    for path in claims:
+        try:
+            holder = json.loads(store.bucket.get_bytes(path)).get("holder", "")
+        except (DataError, ValueError, AttributeError):
+            continue  # given back this moment
+        found.add(str(holder).removeprefix("run "))
+    return found
+
+
+def _is_spent(store: ArtifactStore, folder: str) -> bool:
+    """Whether nothing can be resumed from a checkpoint any more, or its model is there."""
+    try:
+        manifest = store.find(folder)
+    except DataError:
+        return True  # the training passes it over, too
+    if manifest is None:
+        return True
+    model = manifest.info.get("artifact")
+    return isinstance(model, str) and store.bucket.head(f"{model}/{MANIFEST}") is not None
+
+
+class _Busy(Exception):  # noqa: N818  # it is no error
+    """Somebody is at work on it."""
+
+
+@contextlib.contextmanager
+def _undisturbed(store: ArtifactStore, ref: str, dead: Callable[[datetime], bool], *, dry_run: bool) -> Iterator[bool]:
+    """Hold the artefact's lease meanwhile; gives False where somebody else has it, or one of its shards."""
+    if dry_run:
+        yield True
+        return
+
+    def busy(sentence: str) -> None:
+        raise _Busy(sentence)
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(store.lease(ref, holder="gc", waiting=busy))
+            deeper = [o for o in store.bucket.list(f"leases/{ref}/") if o.path.count("/") > ref.count("/") + 2]
+            alone = all(dead(o.modified) for o in deeper)
+        except _Busy:
+            alone = False
+        yield alone
 
 
 def _strays(store: ArtifactStore, ref: str, objects: list[ObjectInfo]) -> list[ObjectInfo]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
+import pytest
+
+from cli import garbage
 from cli.garbage import collect
 from jobs.artifacts import ArtifactStore
 
@@ -89,3 +95,57 @@ def test_what_was_left_behind_a_commit_goes(store: ArtifactStore) -> None:
         f"{batch}/parts/00-00000/posts.jsonl",
         f"{batch}/parts/00-00000/manifest.json",
     }
+
+
+@pytest.mark.parametrize("way", ["goes on", "commits"])
+def test_whoever_begins_while_it_looks_around_is_not_robbed(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    ref = "posts/" + "a" * 20
+    store.bucket.put_bytes(f"{ref}/part-00000.parquet", b"x")
+    held = contextlib.ExitStack()
+
+    def looked(*args: Any) -> Any:
+        found = garbage_of(*args)
+        if not begun:
+            begun.append(True)
+            lease = held.enter_context(store.lease(ref, holder="run r"))
+            lease.ensure(ask=True)
+            if way == "commits":
+                writer = store.writer(ref)
+                writer.put_bytes("part-00000.parquet", b"x")
+                writer.commit(stage="scrape", spec={})
+                held.close()
+        return found
+
+    begun: list[bool] = []
+    garbage_of = garbage._of_artifact
+    monkeypatch.setattr(garbage, "_of_artifact", looked)
+    with held:
+        found = collect(store, 0.0, dry_run=False)
+    assert (begun, found.lines) == ([True], [])
+    assert f"{ref}/part-00000.parquet" in paths(store)
+    assert not [p for p in paths(store) if p.startswith("leases/")]
+
+
+def test_shards_at_work_keep_the_parts_of_a_batch(store: ArtifactStore) -> None:
+    ref = "batch/" + "a" * 20
+    store.bucket.put_bytes(f"{ref}/parts/x/00-00000/manifest.json", b"{}")
+    with (
+        store.lease(f"{ref}/parts/x/shard-1-of-2", holder="run r"),
+        garbage._undisturbed(store, ref, lambda moment: False, dry_run=False) as alone,
+    ):
+        assert not alone
+    with garbage._undisturbed(store, ref, lambda moment: False, dry_run=False) as alone:
+        assert alone
+
+
+def test_checkpoints_of_a_training_that_goes_on_stay_whatever_their_age(store: ArtifactStore) -> None:
+    store.bucket.put_bytes("runs/r/train/checkpoints/10/weights", b"x")  # on its way: no manifest yet
+    store.bucket.put_bytes("runs/other/train/checkpoints/10/manifest.json", b"{")
+    with store.lease("model/" + "a" * 20, holder="run r"):
+        found = collect(store, 0.0, dry_run=False)
+    assert found.lines == ["runs/other/train/checkpoints/10/  (checkpoint)"]
+    assert "runs/r/train/checkpoints/10/weights" in paths(store)
+    collect(store, 0.0, dry_run=False)
+    assert "runs/r/train/checkpoints/10/weights" not in paths(store)
