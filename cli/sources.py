@@ -79,10 +79,14 @@ def upload(store: ArtifactStore, file: Path) -> str:
     kind, version = MAKES["upload"], STAGE_VERSIONS["upload"]
     identity = {"files": [[name, sha256]]}
     ref = f"{kind}/{digest_id(kind, 'upload', version, identity, {})}"
-    if store.find(ref) is None:
-        writer = store.writer(ref)
-        entry = writer.put_file(file, name)
-        if entry.sha256 != sha256:
-            raise DataError(f"{file} changed while it was uploaded; try again when nobody writes to it")
-        writer.commit(stage="upload", spec=identity, counts={"bytes": size}, info={"name": file.name})
+    if store.find(ref) is not None:
+        return ref
+    with store.lease(ref, holder="another upload") as lease:
+        if store.find(ref) is None:
+            writer = store.writer(ref, guard=lease.ensure)
+            entry = writer.put_file(file, name)
+            if entry.sha256 != sha256:
+                raise DataError(f"{file} changed while it was uploaded; try again when nobody writes to it")
+            lease.ensure(ask=True)
+            writer.commit(stage="upload", spec=identity, counts={"bytes": size}, info={"name": file.name})
     return ref
