@@ -224,10 +224,13 @@ class ArtifactStore:
         """
         return ArtifactWriter(self, ref, guard)
 
-    def remove(self, ref: str) -> int:
-        """Delete an artefact: the manifest first, so that no reader meets half of it. Returns objects deleted."""
+    def remove(self, ref: str, *, but: str | None = None) -> int:
+        """Delete an artefact: the manifest first, so that no reader meets half of it. Returns objects deleted.
+
+        ``but``: a folder within it that stays, such as ``parts/``.
+        """
         first = f"{ref}/{MANIFEST}"
-        paths = [o.path for o in self.bucket.list(f"{ref}/")]
+        paths = [o.path for o in self.bucket.list(f"{ref}/") if but is None or not o.path.startswith(f"{ref}/{but}")]
         removed = self.bucket.delete(p for p in paths if p == first)
         return removed + self.bucket.delete(p for p in paths if p != first)
 

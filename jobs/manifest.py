@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -74,6 +75,11 @@ class Manifest(BaseModel):
     def size(self) -> int:
         """Bytes of the artefact's own files."""
         return sum(f.size for f in self.files if f.artifact is None)
+
+    def digest(self, *patterns: str) -> str:
+        """A digest of what the matching files hold: an artefact that was made again by force has its old id."""
+        text = "".join(f"{f.sha256} {f.path}\n" for f in sorted(self.matching(*patterns), key=lambda f: f.path))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def file(self, path: str) -> FileEntry:
         """The entry of one file; NotFoundError when the manifest does not list it."""

@@ -33,7 +33,7 @@ from types import FrameType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from jobs import __version__
-from jobs.artifacts import ArtifactStore, ArtifactWriter, Bucket, Lease, Manifest, S3Settings
+from jobs.artifacts import MANIFEST, ArtifactStore, ArtifactWriter, Bucket, Lease, Manifest, S3Settings
 from jobs.reporting import LogShipper, ProgressReporter, configure_logging
 from jobs.specs import (
     RUN_NAME,
@@ -42,6 +42,7 @@ from jobs.specs import (
     DataError,
     ExitCode,
     Interrupted,
+    NotFoundError,
     SpecError,
     StageSpec,
     TemporaryError,
@@ -58,25 +59,27 @@ class StageContext(Generic[S]):
 
     ``spec``: what to make; ``ref``: the artefact's ``kind/id``; ``store``: the bucket; ``run``: the run's name;
     ``shard``: this process's index among ``spec.shards``, or None; ``workdir``: an empty folder that is removed
-    at the end; ``progress``: for the user's eyes; ``stop``: set once SIGTERM or SIGINT has arrived.
+    at the end; ``progress``: for the user's eyes; ``stop``: set once SIGTERM or SIGINT has arrived; ``force``: make
+    it although it is there.
     """
 
     def __init__(
         self, spec: S, store: ArtifactStore, *, run: str, shard: int | None, workdir: Path, progress: ProgressReporter,
-        step: str | None = None,
+        step: str | None = None, force: bool = False,
     ) -> None:  # fmt: skip
         self.spec = spec
         self.store = store
         self.run = run
         self.shard = shard
         self.step = step or spec.stage
+        self.force = force
         self.workdir = workdir
         self.progress = progress
         self.log = log
         self.ref = spec.ref()
         self.started = datetime.now(UTC)
         self.stop = threading.Event()
-        self.lease: Lease | None = None  # on the artefact, while an exclusive stage runs
+        self.lease: Lease | None = None  # on what this process writes: the artefact, or a shard's share of it
         self._graceful = False
 
     @property
@@ -94,6 +97,39 @@ class StageContext(Generic[S]):
     def writer(self) -> ArtifactWriter:
         """A writer for the artefact that the spec names; it writes while the lease is ours."""
         return self.store.writer(self.ref, guard=self.lease.ensure if self.lease else None)
+
+    def found(self) -> Manifest | None:
+        """The artefact, if it is what this process was asked for; raises DataError when its manifest is damaged.
+
+        By force that is only what this run has made: a forced Job that is tried again must find what its first try
+        made. A stage that was started by hand, without a run's name, has no earlier tries.
+        """
+        try:
+            manifest = self.store.find(self.ref)
+        except DataError as error:
+            if not self.force:
+                raise DataError(f"{error}; --force makes it again") from error
+            log.warning("%s; it is made again", error)
+            return None
+        if manifest is None or (self.force and (manifest.run != self.run or self.run == ADHOC)):
+            return None
+        return manifest
+
+    def make_room(self) -> None:
+        """Remove what is there before it is made anew by force, but not what an earlier try of this run left."""
+        marker = f"{self.folder}/forced.json"
+        ours = json.dumps({"artifact": self.ref}).encode()
+        committed = self.store.bucket.head(f"{self.ref}/{MANIFEST}") is not None
+        if not committed and self.run != ADHOC and self._get(marker) == ours:
+            return
+        self.store.remove(self.ref)
+        self.store.bucket.put_bytes(marker, ours)
+
+    def _get(self, path: str) -> bytes | None:
+        try:
+            return self.store.bucket.get_bytes(path)
+        except NotFoundError:
+            return None
 
     def commit(
         self,
@@ -250,15 +286,14 @@ def main(
     run: Callable[[StageContext[S]], str | None],
     *,
     argv: Sequence[str] | None = None,
-    exclusive: bool = True,
     description: str = "",
 ) -> NoReturn:
     """Run a stage as a process and exit with its code.
 
     ``run`` returns None after it has committed ``ctx.ref``, or the reference of an artefact that already is the
-    answer (a scrape that found nothing new returns its parent). ``exclusive``: hold a lease on the artefact, so
-    that two processes asked for the same one do not write over each other; a sharded stage passes False and
-    takes its own.
+    answer (a scrape that found nothing new returns its parent). It holds the lease on the artefact meanwhile, so
+    that two processes asked for the same one do not write over each other; only one of several shards, which
+    work side by side, takes leases of its own.
     """
     stage = spec_type.model_fields["stage"].default
     parser = _Parser(prog=f"python -m jobs.{stage}", description=description or spec_type.__doc__)
@@ -267,7 +302,7 @@ def main(
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
-    process = _Process(spec_type, run, options, exclusive=exclusive)
+    process = _Process(spec_type, run, options)
     try:
         try:
             code = process.work()
@@ -289,11 +324,8 @@ class _Process(Generic[S]):
         spec_type: type[S],
         run: Callable[[StageContext[S]], str | None],
         options: argparse.Namespace,
-        *,
-        exclusive: bool,
     ) -> None:
         self._spec_type, self._run, self._options = spec_type, run, options
-        self._exclusive = exclusive
         self.signals = _Signals()
         self._debug = options.debug or os.environ.get("BUGURT_DEBUG", "") not in ("", "0")
         self._stage = spec_type.model_fields["stage"].default
@@ -335,13 +367,15 @@ class _Process(Generic[S]):
         self._progress = ProgressReporter(
             store.bucket, f"{folder}/progress.json", stage=self._stage, run=run_name, shard=shard
         )
-        ctx = StageContext(spec, store, run=run_name, shard=shard, workdir=scratch, progress=self._progress, step=step)
+        force = self._options.force or env.get("BUGURT_FORCE", "") not in ("", "0")
+        ctx = StageContext(
+            spec, store, run=run_name, shard=shard, workdir=scratch, progress=self._progress, step=step, force=force
+        )
         self.signals.handler = ctx._on_signal
         store.bucket.check()
         self._shipper = LogShipper(store.bucket, f"{folder}/log.txt", log_file)
         self._progress.start()
-        force = self._options.force or env.get("BUGURT_FORCE", "") not in ("", "0")
-        answer = _work(ctx, self._run, force=force, exclusive=self._exclusive)
+        answer = _work(ctx, self._run)
         self.signals.ignored = True  # it is committed: nothing is left to interrupt
         self._progress.finish("succeeded", artifact=answer)
         return ExitCode.OK
@@ -371,20 +405,17 @@ class _Process(Generic[S]):
                 stream.flush()
 
 
-def _work(
-    ctx: StageContext[S], run: Callable[[StageContext[S]], str | None], *, force: bool, exclusive: bool
-) -> str | None:
+def _work(ctx: StageContext[S], run: Callable[[StageContext[S]], str | None]) -> str | None:
     def found() -> bool:
-        manifest = ctx.store.find(ctx.ref)
-        # A forced Job that is tried again must find what its first try made; a run without a name is no Job.
-        if manifest is None or (force and (manifest.run != ctx.run or ctx.run == ADHOC)):
+        manifest = ctx.found()
+        if manifest is None:
             return False
         log.info("found %s, made %s by run %s: nothing to do", ctx.ref, manifest.created.isoformat(), manifest.run)
         return True
 
     def fresh() -> str | None:
-        if force and ctx.shard is None:
-            ctx.store.remove(ctx.ref)
+        if ctx.force and ctx.shard is None:
+            ctx.make_room()
         ctx.progress.update(message="working")
         answer = run(ctx)
         if answer is not None:
@@ -396,7 +427,7 @@ def _work(
 
     if found():
         return ctx.ref
-    if not exclusive:
+    if ctx.shard is not None:
         return fresh()
     told: set[str] = set()
 

@@ -75,6 +75,9 @@ def run(ctx: StageContext[SampleSpec]) -> str | None:
     if action == "other":
         return ctx.spec.source
     writer = ctx.writer()
+    if action == "half":
+        writer.put_bytes(f"half-{os.getpid()}", b"1")
+        raise TemporaryError("half of it is there")
     if action == "disk":
         with (ctx.workdir / "full").open("wb") as file:
             while True:

@@ -124,6 +124,32 @@ def test_it_works_is_found_and_is_done_again_by_force(stage: Stage) -> None:
     assert stage.leftovers() == []
 
 
+def test_by_force_a_second_try_keeps_what_the_first_one_left(stage: Stage) -> None:
+    spec = {"name": "x", "action": "half"}
+    ref = SampleSpec(name="x").ref()
+    force = {"BUGURT_FORCE": "1"}
+    assert "committed" in stage.run({"name": "x"}, run="one").last
+    tries = []
+    for run in ("two", "two", "three", ""):
+        assert stage.run(spec, run=run, env=force).code == 75
+        tries.append(len(list(stage.store.bucket.list(f"{ref}/half-"))))
+    assert tries == [1, 2, 1, 1], "another run begins anew, and so does whoever works by hand"
+    assert stage.store.find(ref) is None
+    assert "committed" in stage.run({"name": "x"}, run="four").last
+    assert stage.run(spec, run="three", env=force).code == 75
+    assert len(list(stage.store.bucket.list(f"{ref}/"))) == 1, "what was committed meanwhile is no try of this run"
+
+
+def test_a_damaged_manifest_is_made_again_by_force(stage: Stage) -> None:
+    ref = SampleSpec(name="x").ref()
+    stage.store.bucket.put_bytes(f"{ref}/manifest.json", b"{")
+    found = stage.run({"name": "x"}, run="one")
+    assert found.code == 65
+    assert "is damaged" in found.last
+    assert "--force" in found.last
+    assert "committed" in stage.run({"name": "x"}, "--force", run="two").last
+
+
 def test_each_end_has_its_code_and_one_sentence(stage: Stage) -> None:
     ends = {
         "data": (65, "post 17: the text is wrong"),

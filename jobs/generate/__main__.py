@@ -5,5 +5,4 @@ from jobs.specs import GenerateSpec
 from jobs.stage import main
 
 if __name__ == "__main__":
-    # Shards of one batch run side by side; the stage takes the lease itself when it puts the batch together.
-    main(GenerateSpec, run, exclusive=False)
+    main(GenerateSpec, run)

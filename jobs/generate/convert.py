@@ -14,7 +14,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.generate.language import Language
-from jobs.specs import ConfigError, DataError, canonical_json
+from jobs.specs import ConfigError, DataError
 from jobs.weights import check_config
 
 if TYPE_CHECKING:
@@ -58,13 +57,12 @@ def fetch_converted(setting: Setting, quantization: str) -> Path:
     cache = f"cache/ctranslate2/{setting.manifest.id}/{quantization}"
     folder = setting.folder / f"ctranslate2-{quantization}"
     # A model that was trained again by --force has its old id and other weights.
-    weights = canonical_json([[f.path, f.sha256] for f in setting.manifest.matching(*WEIGHT_FILES)])
     wanted = {
         "converter": CONVERTER,
         "ctranslate2": ctranslate2.__version__.partition(".")[0],
-        "weights": sha256(weights.encode()).hexdigest(),
+        "weights": setting.manifest.digest(*WEIGHT_FILES),
     }
-    with store.lease(cache, holder="a generate stage that converts the model", waiting=setting.waiting):
+    with store.lease(cache, holder="a generate stage that converts the model", waiting=setting.waiting) as lease:
         try:
             found = store.find(cache)
             if found is not None and found.info == wanted:
@@ -77,8 +75,10 @@ def fetch_converted(setting: Setting, quantization: str) -> Path:
         log.info("converting %s for CTranslate2, %s", setting.manifest.ref, quantization)
         store.download(setting.manifest.ref, setting.folder, *WEIGHT_FILES, manifest=setting.manifest)
         convert(setting.folder, folder, setting.language, quantization, setting.manifest.ref)
-        writer = store.writer(cache)
+        store.remove(cache)  # the manifest of what was there must not vouch for the new files
+        writer = store.writer(cache, guard=lease.ensure)
         writer.put_folder(folder)
+        lease.ensure(ask=True)
         writer.commit(
             stage="convert",
             spec={"quantization": quantization},

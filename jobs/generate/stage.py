@@ -1,8 +1,9 @@
 """The generate stage: draw the parts of a batch, put them together, commit.
 
-A part that has been drawn lies in the bucket as a committed folder ``batch/ID/parts/NAME`` until the batch itself
-is committed; whoever comes later finds it and does not draw it again. The process that sees the last part of the
-batch in the bucket puts the batch together, holding the lease on it, so that it is committed once.
+A part that has been drawn lies in the bucket as a committed folder ``batch/ID/parts/FROM/NAME`` until the batch
+itself is committed; whoever comes later finds it and does not draw it again. FROM is a digest of what it was drawn
+from: a model that was trained again by force has its old id and other weights. The process that sees the last part
+of the batch in the bucket puts the batch together, holding the lease on it, so that it is committed once.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jobs.artifacts import MANIFEST, Manifest
+from jobs.artifacts import MANIFEST, ArtifactStore, Manifest
+from jobs.generate.convert import WEIGHT_FILES
 from jobs.generate.engines import Engine, Setting, open_engine
 from jobs.generate.finish import Finish, account
 from jobs.generate.gates import Gates
@@ -26,13 +30,14 @@ from jobs.generate.merge import Merge
 from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again, worth_drawing
 from jobs.generate.prompts import Prompts, open_prompts
 from jobs.generate.records import record, to_line
-from jobs.generate.training import Training, open_training
-from jobs.specs import ConfigError, DataError, GenerateSpec, TemporaryError
+from jobs.generate.training import TRAIN, Training, open_training
+from jobs.specs import ConfigError, DataError, GenerateSpec
 from jobs.stage import StageContext
 
 log = logging.getLogger(__name__)
 
-POSTS = "posts.jsonl"  # a part's one file
+POSTS = "posts-*.jsonl"  # a part's one file
+PARTS = "parts/"  # the folder of a batch's parts
 
 
 def cores() -> int:
@@ -59,6 +64,17 @@ class _Tools:
     gates: Gates
 
 
+def folder_of_parts(ctx: StageContext[GenerateSpec], store: ArtifactStore, model: Manifest) -> str:
+    """Where a batch's parts lie: apart from those that were drawn from other weights or compared with other posts.
+
+    By force they are drawn anew, so that a run finds its own only.
+    """
+    made_from = model.digest(*WEIGHT_FILES, *TEXT_FILES)[:12]
+    dataset = store.find(ref) if (ref := model.inputs.get("dataset")) else None
+    compared = dataset.digest(TRAIN)[:12] if dataset else "none"
+    return f"{ctx.ref}/{PARTS}{made_from}-{compared}" + (f"-{ctx.run}" if ctx.force else "")
+
+
 class Generation:
     """One process's work on a batch."""
 
@@ -67,7 +83,7 @@ class Generation:
         self.spec = ctx.spec
         self.plan = Plan(self.spec.count, self.spec.micro_batch)
         self.model: Manifest = ctx.input("model")
-        self._before = ctx.store.find(ctx.ref)  # there is one only when it is made anew by force
+        self._parts = folder_of_parts(ctx, ctx.store, self.model)
         self._folder = ctx.workdir / "model"
         self._folder.mkdir()
         self._drawn: _Tools | None = None
@@ -83,12 +99,11 @@ class Generation:
 
     def committed(self) -> bool:
         """Whether somebody has committed the batch meanwhile."""
-        found = self.ctx.store.find(self.ctx.ref)
-        return found is not None and (self._before is None or found.created != self._before.created)
+        return self.ctx.found() is not None
 
     def _there(self) -> set[str]:
         """Names of the parts that are in the bucket, whole."""
-        under = f"{self.ctx.ref}/parts/"
+        under = f"{self._parts}/"
         end = f"/{MANIFEST}"
         return {o.path[len(under) : -len(end)] for o in self.ctx.store.bucket.list(under) if o.path.endswith(end)}
 
@@ -96,6 +111,23 @@ class Generation:
         """Called while somebody else holds a lease."""
         self.ctx.check_stop()
         self.ctx.progress.update(message=sentence)
+
+    @contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        """Hold a lease meanwhile: what is written is written only as long as it is ours."""
+        ctx = self.ctx
+        with ctx.store.lease(name, holder=f"run {ctx.run}", waiting=self.waiting) as lease:
+            ctx.lease = lease
+            try:
+                yield
+            finally:
+                ctx.lease = None
+
+    def draw_share(self, shard: int) -> None:
+        """Draw the parts of one shard; another process with the same share, such as that of a lost node, waits."""
+        shards = self.ctx.spec.shards
+        with self.holding(f"{self._parts}/shard-{shard}-of-{shards}"):
+            self.draw(part for part in self.plan if part.number % shards == shard)
 
     # -- drawing
 
@@ -146,7 +178,7 @@ class Generation:
 
     def _part(self, tools: _Tools, part: Part) -> None:
         began = time.monotonic()
-        store, spec = self.ctx.store, self.spec
+        store, spec, lease = self.ctx.store, self.spec, self.ctx.lease
         seed = part.seed(spec.seed)
         drawing = Drawing(part, tools.engine.session(seed), tools.prompts, tools.gates, spec, self._checker(part))
         try:
@@ -163,8 +195,9 @@ class Generation:
         if part.round == 0 and not found and tally.drawn >= HOPELESS:
             raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
         data = b"".join(to_line(record(a, seed=seed, model=self.model.ref)) for a in found)
-        writer = store.writer(f"{self.ctx.ref}/parts/{part.name}")
-        writer.put_bytes(POSTS, data)
+        writer = store.writer(f"{self._parts}/{part.name}", guard=lease.ensure if lease else None)
+        # Runs with other numbers of shards may draw the same part: each manifest names a file of its own.
+        writer.put_bytes(POSTS.replace("*", sha256(data).hexdigest()[:12]), data)
         writer.commit(
             stage="generate-part",
             spec={"round": part.round, "number": part.number, "slots": len(part.slots)},
@@ -211,6 +244,7 @@ class Generation:
         engine = ""
         across = 0
         while True:
+            self.draw(rounds[-1])
             self.ctx.progress.update(message="putting the batch together")
             for part in rounds[-1]:
                 self.ctx.check_stop()
@@ -226,24 +260,26 @@ class Generation:
                 break
             log.info("%d posts are near-duplicates of posts in other parts and are drawn again", len(wanted))
             rounds.append(again(len(rounds), wanted, self.spec.micro_batch))
-            self.draw(rounds[-1])
         tally.refused["near_duplicate"] += across
         if not merge.kept.any():
             raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
+        if self.ctx.force:  # the old manifest must not vouch for the new files
+            self.ctx.store.remove(self.ctx.ref, but=PARTS)
         Finish(self.ctx, self.model, self.language, self.training).commit(
             merge, self.plan, tally, engine=engine, rounds=len(rounds)
         )
 
     def _fetch(self, part: Part, folder: Path) -> Manifest:
-        store, ref = self.ctx.store, f"{self.ctx.ref}/parts/{part.name}"
+        store, ref = self.ctx.store, f"{self._parts}/{part.name}"
         manifest = store.manifest(ref)
-        (folder / f"{part.name}.jsonl").write_bytes(store.read(ref, manifest.file(POSTS)))
+        data = b"".join(store.read(ref, entry) for entry in manifest.matching(POSTS))
+        (folder / f"{part.name}.jsonl").write_bytes(data)
         return manifest
 
     def clear(self) -> None:
         """Remove the parts: the batch has them now."""
         bucket = self.ctx.store.bucket
-        bucket.delete([o.path for o in bucket.list(f"{self.ctx.ref}/parts/")])
+        bucket.delete([o.path for o in bucket.list(f"{self._parts}/")])
 
 
 def _out_of_memory(error: BaseException) -> bool:
@@ -293,17 +329,16 @@ def run(ctx: StageContext[GenerateSpec]) -> str | None:
     work = Generation(ctx)
     plan: Sequence[Part] = work.plan
     log.info("%d posts in %d parts", ctx.spec.count, len(plan))
-    if ctx.shard is not None:
-        work.draw(part for part in plan if part.number % ctx.spec.shards == ctx.shard)
-        if not work.committed() and not work.complete():
-            log.info("shard %d has its parts; other shards are still at work", ctx.shard)
-            return ctx.ref
-    with ctx.store.lease(ctx.ref, holder=f"run {ctx.run}", waiting=work.waiting) as lease:
+    if ctx.shard is None:  # the lease on the batch is held already
+        work.finish()
+        work.clear()
+        return None
+    work.draw_share(ctx.shard)
+    if not work.committed() and not work.complete():
+        log.info("shard %d has its parts; other shards are still at work", ctx.shard)
+        return ctx.ref
+    with work.holding(ctx.ref):
         if not work.committed():
-            if ctx.shard is None:
-                work.draw(plan)
             work.finish()
-            if lease.lost.is_set():
-                raise TemporaryError("the lease on the batch was lost while it was put together")
         work.clear()
     return None

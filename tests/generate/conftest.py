@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import mkdtemp
+
 import pytest
 
+from jobs.artifacts import ArtifactStore
+from jobs.generate.stage import run
+from jobs.specs import GenerateSpec
+from jobs.stage import StageContext
+from tests.generate.batches import quiet
 from tests.generate.models import MadeModel, channel, make_model
 
 
@@ -23,3 +33,19 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
 def parrot(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
     """A model that knows 24 posts by heart and little else."""
     return make_model(tmp_path_factory.mktemp("parrot"), channel(24), steps=220)
+
+
+@pytest.fixture
+def in_shards(store: ArtifactStore, tmp_path: Path) -> Callable[..., None]:
+    """Run a spec in so many shards in this process, two at a time; some of them, or all."""
+
+    def work(spec: GenerateSpec, order: list[int] | None = None, *, name: str = "r", force: bool = False) -> None:
+        def one(shard: int) -> None:
+            folder = Path(mkdtemp(dir=tmp_path))
+            progress = quiet(store, shard)
+            run(StageContext(spec, store, run=name, shard=shard, workdir=folder, progress=progress, force=force))
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(one, order or range(spec.shards)))
+
+    return work

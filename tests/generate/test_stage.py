@@ -21,12 +21,12 @@ from jobs.artifacts import ArtifactStore
 from jobs.generate.overlap import words
 from jobs.generate.parts import Plan
 from jobs.generate.records import to_line
-from jobs.generate.stage import run
-from jobs.reporting import ProgressReporter
+from jobs.generate.stage import folder_of_parts
 from jobs.similarity import jaccard, shingles
 from jobs.specs import ConfigError, GenerateSpec
 from jobs.stage import StageContext
 from tests.conftest import RunStage, stage_env
+from tests.generate.batches import files_of, quiet, records, spec_of
 from tests.generate.models import MadeModel, channel, make_model, put_source
 
 FIELDS = {
@@ -35,44 +35,9 @@ FIELDS = {
 }  # fmt: skip
 
 
-def spec_of(model: str, **fields: Any) -> GenerateSpec:
-    """A spec that suits the small models."""
-    given: dict[str, Any] = {"model": model, "count": 40, "micro_batch": 16, "max_new_tokens": 60, "top_k": 0}
-    return GenerateSpec(**{**given, **fields})
-
-
-def files_of(store: ArtifactStore, ref: str) -> dict[str, bytes]:
-    """All files of a batch by their names."""
-    return {entry.path: store.read(ref, entry) for entry in store.manifest(ref).files}
-
-
-def records(store: ArtifactStore, ref: str) -> list[dict[str, Any]]:
-    """All records of a batch, in the order of its parts."""
-    manifest = store.manifest(ref)
-    lines = b"".join(store.read(ref, entry) for entry in manifest.matching("part-*.jsonl")).splitlines()
-    return [json.loads(line) for line in lines]
-
-
 def report_of(store: ArtifactStore, ref: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(store.read(ref, store.manifest(ref).file("report.json")))
     return found
-
-
-@pytest.fixture
-def in_shards(store: ArtifactStore, tmp_path: Path) -> Callable[..., None]:
-    """Run a spec in so many shards in this process, two at a time."""
-
-    def work(spec: GenerateSpec, order: list[int] | None = None) -> None:
-        def one(shard: int) -> None:
-            progress = ProgressReporter(store.bucket, f"p/{shard}.json", stage="generate", run="r", shard=shard)
-            folder = tmp_path / f"shard-{spec.ref()[-6:]}-{spec.shards}-{shard}"
-            folder.mkdir()
-            run(StageContext(spec, store, run="r", shard=shard, workdir=folder, progress=progress))
-
-        with ThreadPoolExecutor(2) as pool:
-            list(pool.map(one, order or range(spec.shards)))
-
-    return work
 
 
 def test_a_batch(store: ArtifactStore, run_stage: RunStage, writer: MadeModel) -> None:
@@ -394,9 +359,12 @@ def put_parts(store: ArtifactStore, spec: GenerateSpec) -> None:
                 }
             )  # fmt: skip
         tally = {"drawn": len(part.slots), "tokens": 0, "spare": 0, "refused": {}, "form": {}}
-        output = store.writer(f"{spec.ref()}/parts/{part.name}")
-        output.put_bytes("posts.jsonl", bytes(lines))
+        output = store.writer(f"{folder}/{part.name}")
+        output.put_bytes("posts-0.jsonl", bytes(lines))
         output.commit(stage="generate-part", spec={}, info={"tally": tally, "engine": "test"})
 
+    assert spec.model is not None
+    context = StageContext(spec, store, run="r", shard=None, workdir=Path(), progress=quiet(store))
+    folder = folder_of_parts(context, store, store.manifest(spec.model))
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(len(Plan(spec.count, spec.micro_batch)))))
