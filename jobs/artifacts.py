@@ -166,7 +166,7 @@ class ArtifactStore:
                     pass
 
         ranges = self.bucket.ranges(key, entry.size, ahead=1, at_once=False)
-        return open_source(_Verified(ranges, entry, where, look_again))
+        return open_source(_Reading(_Verified(ranges, entry, where, look_again), self, ref, entry))
 
     def read(self, ref: str, entry: FileEntry, *, max_size: int = 256 * MIB) -> bytes:
         """A file's bytes, verified. Raises DataError when it is larger than ``max_size`` bytes."""
@@ -179,7 +179,22 @@ class ArtifactStore:
             _verify(hashlib.sha256(data).hexdigest(), len(data), entry, self.bucket.url(key))
             return data
 
-        return _twice(fetch)
+        with self.reading(ref, entry):
+            return _twice(fetch)
+
+    @contextlib.contextmanager
+    def reading(self, ref: str, entry: FileEntry) -> Iterator[None]:
+        """A file that cannot be read because its artefact is being removed or made anew is no bad input."""
+        try:
+            yield
+        except DataError as error:
+            try:
+                now = self.find(ref)
+            except DataError:
+                raise error from None
+            if now is not None and entry in now.files:
+                raise
+            raise TemporaryError(f"{ref} was removed or made again while {entry.path} was read; try again") from error
 
     def download(self, ref: str, dest: Path, *patterns: str, manifest: Manifest | None = None) -> Manifest:
         """Download an artefact's files (all, or those that match a pattern) below ``dest``, verified.
@@ -207,7 +222,8 @@ class ArtifactStore:
                             advance(len(data))
 
                 try:
-                    _twice(attempt)
+                    with self.reading(ref, entry):
+                        _twice(attempt)
                     part.replace(target)
                 finally:
                     part.unlink(missing_ok=True)
@@ -342,6 +358,20 @@ class _Verified:
         self._ranges.close()
 
 
+class _Reading:
+    """A source whose errors tell bad bytes from an artefact that was taken away; see ``ArtifactStore.reading``."""
+
+    def __init__(self, source: _Verified, store: ArtifactStore, ref: str, entry: FileEntry) -> None:
+        self._source, self._store, self._ref, self._entry = source, store, ref, entry
+
+    def next(self) -> bytes:
+        with self._store.reading(self._ref, self._entry):
+            return self._source.next()
+
+    def close(self) -> None:
+        self._source.close()
+
+
 class ArtifactWriter:
     """Collects a folder's files in the bucket; nothing exists for readers until ``commit``."""
 
@@ -417,6 +447,7 @@ class ArtifactWriter:
         counts: Mapping[str, int | float] | None = None,
         info: Mapping[str, Any] | None = None,
         run: str | None = None,
+        made_from: Mapping[str, datetime] | None = None,
     ) -> Manifest:
         """Write the manifest: from now on the artefact exists."""
         kind, _, name = self.ref.partition("/")
@@ -432,6 +463,7 @@ class ArtifactWriter:
             info=dict(info or {}),
             run=run,
             code_version=__version__,
+            made_from=dict(made_from or {}),
             started=self.started,
             created=datetime.now(UTC),
         )

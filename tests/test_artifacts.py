@@ -236,6 +236,24 @@ def test_a_file_that_is_gone_is_named(store: ArtifactStore, tmp_path: Path) -> N
             read()
 
 
+@pytest.mark.parametrize("way", ["removed", "made again"])
+def test_an_artefact_that_is_taken_away_meanwhile_is_no_bad_input(
+    store: ArtifactStore, tmp_path: Path, way: str
+) -> None:
+    before = make(store)
+    entry = before.file("a.txt")
+    store.remove(REF)
+    if way == "made again":
+        make(store, **{"a.txt": b"of other posts"})
+    for read in (
+        lambda: store.read(REF, entry),
+        lambda: store.open(REF, entry).read(),
+        lambda: store.download(REF, tmp_path / "out", manifest=before),
+    ):
+        with pytest.raises(TemporaryError, match=r"was removed or made again while .* was read; try again"):
+            read()
+
+
 def test_a_stream_reads_like_a_file(store: ArtifactStore) -> None:
     data = bytes(range(256)) * 80_000  # 20 MB: three ranges
     entry = make(store, REF, big=data, none=b"").file("big")
