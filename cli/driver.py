@@ -36,7 +36,7 @@ from cli.runs import (
 )
 from jobs import __version__
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, ExitCode
+from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, DataError, ExitCode
 
 log = logging.getLogger("cli.driver")
 MAX_REVIVALS = 5  # times that a Job which lost its supervisor, or was deleted, is created again
@@ -108,7 +108,12 @@ class Driver:
 
     def find(self, step: str, spec: AnyStageSpec, wanted: str) -> Manifest | None:
         """The artefact if it is there: under its own id, or under the one that the stage answered with."""
-        manifest = self.store.find(wanted)
+        try:
+            manifest = self.store.find(wanted)
+        except DataError:
+            if not self.record.force:
+                raise
+            manifest = None  # the stage makes it again
         if manifest is None and spec.stage == "scrape":
             # A scrape that finds nothing new commits nothing: its answer is the artefact it would have added to.
             progress = load_progress(self.store, self.record.run, step)

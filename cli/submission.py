@@ -25,7 +25,7 @@ from cli.settings import Settings
 from cli.sources import channel_key
 from cli.view import driver_job
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import CHAIN, MAKES, AnyStageSpec, RunSpec, StageName
+from jobs.specs import CHAIN, MAKES, AnyStageSpec, DataError, RunSpec, StageName
 
 MAX_COMPARED = 300  # artefacts that are looked through for the nearest one
 
@@ -55,8 +55,11 @@ class Submitted:
     plans: list[Plan]
 
 
-def plan(store: ArtifactStore, spec: RunSpec) -> list[Plan]:
-    """Which stages' artefacts are there, and why those that are not are not."""
+def plan(store: ArtifactStore, spec: RunSpec, *, force: bool = False) -> list[Plan]:
+    """Which stages' artefacts are there, and why those that are not are not.
+
+    Raises DataError when a manifest is damaged, unless it is to be made again by force anyway.
+    """
     plans: list[Plan] = []
     ref: str | None = None
     known = True
@@ -69,11 +72,16 @@ def plan(store: ArtifactStore, spec: RunSpec) -> list[Plan]:
             plans.append(Plan(step, filled, None, None, f"to be made after {before}"))
             continue
         ref = filled.ref()
-        manifest = store.find(ref)
+        try:
+            manifest = store.find(ref)
+        except DataError as error:
+            if not force:
+                raise DataError(f"{error}; --force makes it again") from error
+            manifest = None
         why = (
             _why(store, stage, filled)
             if manifest is None
-            else f"made by run {manifest.run} from the same spec and inputs"
+            else f"made by run {manifest.run} from the same spec and inputs{_outlived(store, manifest)}"
         )
         plans.append(Plan(step, filled, ref, manifest, why))
         known = manifest is not None or bool(spec.also)  # no channel waits for what another one gives
@@ -104,6 +112,16 @@ def _why(store: ArtifactStore, stage: StageName, spec: AnyStageSpec) -> str:
     shown = ", ".join(f"{k} {_short(theirs.get(k))} → {_short(wanted[k])}" for k in differing[:3])
     more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
     return f"to be made: differs from {manifest.ref} in {shown or 'the stage version'}{more}"
+
+
+def _outlived(store: ArtifactStore, manifest: Manifest) -> str:
+    """What to know of an artefact one of whose inputs was made again by force since."""
+    for name, ref in manifest.inputs.items():
+        then = manifest.made_from.get(name)
+        now = store.find(ref) if then is not None else None
+        if now is not None and now.created != then:
+            return f", before run {now.run} made {ref} again (--force makes this one again, too)"
+    return ""
 
 
 def _short(value: Any) -> str:

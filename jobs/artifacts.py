@@ -107,7 +107,7 @@ class ArtifactStore:
         """As ``find``; raises NotFoundError when there is none."""
         found = self.find(ref)
         if found is None:
-            raise NotFoundError(f"there is no artefact {ref} in {self.bucket.url('')}")
+            raise _no_artifact(ref, self.bucket)
         return found
 
     def list(self, *kinds: str) -> Iterator[Manifest]:
@@ -132,7 +132,9 @@ class ArtifactStore:
         if not start or any(k not in KINDS for k in kinds) or set(start) - set("0123456789abcdef"):
             raise NotFoundError(f"{text!r} is not an artefact; write KIND/ID, with a kind of {', '.join(KINDS)}")
         if len(start) == ID_LENGTH and given:
-            return self.manifest(f"{given}/{start}").ref
+            if self.bucket.head(f"{given}/{start}/{MANIFEST}") is None:  # one that is damaged can still be removed
+                raise _no_artifact(f"{given}/{start}", self.bucket)
+            return f"{given}/{start}"
         hits = [
             f"{k}/{n}"
             for k in kinds
@@ -279,6 +281,10 @@ class ArtifactStore:
 
         with bar:
             yield advance
+
+
+def _no_artifact(ref: str, bucket: Bucket) -> NotFoundError:
+    return NotFoundError(f"there is no artefact {ref} in {bucket.url('')}")
 
 
 class _Damaged(DataError):  # noqa: N818  # as DataError reads to a user

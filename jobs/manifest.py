@@ -57,6 +57,9 @@ class Manifest(BaseModel):
     info: dict[str, Any] = Field(default_factory=dict)
     run: str | None = None
     code_version: str
+    made_from: dict[str, datetime] = Field(
+        default_factory=dict, description="when each input had been made: by force it can be made again"
+    )
     started: datetime
     created: datetime
 

@@ -81,6 +81,7 @@ class StageContext(Generic[S]):
         self.stop = threading.Event()
         self.lease: Lease | None = None  # on what this process writes: the artefact, or a shard's share of it
         self._graceful = False
+        self._made_from: dict[str, datetime] = {}
 
     @property
     def folder(self) -> str:
@@ -154,7 +155,15 @@ class StageContext(Generic[S]):
             counts=counts,
             info=info,
             run=self.run,
+            made_from=self._made_from,
         )
+
+    def note_inputs(self) -> None:
+        """Remember which making of its inputs the artefact is made from, before anything of them is read."""
+        for name, ref in self.spec.inputs().items():
+            found = self.store.find(ref)
+            if found is not None:
+                self._made_from[name] = found.created
 
     def handle_stop(self) -> None:
         """The stage watches ``stop`` itself from now on: signals no longer raise anything in it."""
@@ -416,6 +425,7 @@ def _work(ctx: StageContext[S], run: Callable[[StageContext[S]], str | None]) ->
     def fresh() -> str | None:
         if ctx.force and ctx.shard is None:
             ctx.make_room()
+        ctx.note_inputs()
         ctx.progress.update(message="working")
         answer = run(ctx)
         if answer is not None:

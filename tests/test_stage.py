@@ -140,6 +140,14 @@ def test_by_force_a_second_try_keeps_what_the_first_one_left(stage: Stage) -> No
     assert len(list(stage.store.bucket.list(f"{ref}/"))) == 1, "what was committed meanwhile is no try of this run"
 
 
+def test_a_manifest_says_when_its_inputs_had_been_made(stage: Stage) -> None:
+    source, spec = SampleSpec(name="s"), SampleSpec(name="x", source=SampleSpec(name="s").ref())
+    assert stage.run(source.model_dump(mode="json"), run="one").code == 0
+    assert stage.run(spec.model_dump(mode="json"), run="one").code == 0
+    made = stage.store.manifest(spec.ref())
+    assert made.made_from == {"source": stage.store.manifest(source.ref()).created}
+
+
 def test_a_damaged_manifest_is_made_again_by_force(stage: Stage) -> None:
     ref = SampleSpec(name="x").ref()
     stage.store.bucket.put_bytes(f"{ref}/manifest.json", b"{")

@@ -31,5 +31,5 @@ def rerun(
         submitted = send(settings, store, cluster, record.spec, label=run[:24], source=record.source, force=True)
         assert submitted is not None
     else:
-        submitted = submit(store, cluster, record, record, plan(store, record.spec))
+        submitted = submit(store, cluster, record, record, plan(store, record.spec, force=record.force))
     finish(store, cluster, submitted, wait=wait)

@@ -390,7 +390,7 @@ def send(
     record, before = (running, running) if running and not force else record_for(
         store, settings, spec, label=label, source=source, force=force, name=name
     )  # fmt: skip
-    plans = plan(store, record.spec)
+    plans = plan(store, record.spec, force=force)
     if dry_run:
         _print_dry_run(cluster, record, plans, driver_request(record))
         return None
