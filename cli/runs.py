@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from jobs.artifacts import ArtifactStore
 from jobs.specs import (
     CHAIN,
+    RUN_NAME,
     AnyStageSpec,
     DataError,
     NotFoundError,
@@ -80,9 +81,18 @@ class RunStatus(BaseModel):
     updated: datetime | None = None
 
 
+#: Russian letters as passports write them (ICAO Doc 9303), so that a run of a file «мои посты» can be recognised.
+_LATIN = str.maketrans(
+    dict(zip("абвгдезийклмнопрстуфыэ", "abvgdeziiklmnoprstufye", strict=True))
+    | {"ё": "e", "ж": "zh", "х": "kh", "ц": "ts", "ч": "ch", "ш": "sh", "щ": "shch", "ъ": "ie", "ь": "", "ю": "iu"}
+    | {"я": "ia"}
+)
+
+
 def slug(text: str, length: int) -> str:
     """A part of a Job's name out of any text: lower-case Latin letters, digits and hyphens."""
-    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    latin = unicodedata.normalize("NFC", text).lower().translate(_LATIN)
+    plain = unicodedata.normalize("NFKD", latin).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:length].strip("-") or "run"
 
 
@@ -117,7 +127,7 @@ def _read(store: ArtifactStore, path: str) -> bytes | None:
 def load_record(store: ArtifactStore, run: str) -> RunRecord:
     """A run's record. Raises NotFoundError, or DataError when it is damaged."""
     path = f"runs/{run}/run.json"
-    data = _read(store, path)
+    data = _read(store, path) if re.fullmatch(RUN_NAME, run) else None
     if data is None:
         raise NotFoundError(f"there is no run {run!r} in {store.bucket.url('')}; `bugurt runs` lists them")
     try:

@@ -136,6 +136,11 @@ def translate(error: BaseException, doing: str, settings: S3Settings) -> BugurtE
             f"{doing}: {what}; set BUGURT_S3_ACCESS_KEY_ID and "
             "BUGURT_S3_SECRET_ACCESS_KEY, or the AWS environment or profile"
         )
+    if isinstance(cause, bx.ParamValidationError) and "bucket name" in str(cause):
+        return ConfigError(
+            f"{doing}: {settings.bucket[:80]!r} cannot be a bucket's name (Latin letters, digits, dots and hyphens); "
+            "look at BUGURT_S3_BUCKET"
+        )
     if isinstance(cause, _BAD_SETTINGS):
         return ConfigError(f"{doing}: {_one_line(cause)}")
     if isinstance(cause, ValueError):  # botocore's word for an endpoint or a bucket name that is not one

@@ -9,12 +9,13 @@ from ``BUGURT_S3_*``, a lease, progress and log in ``runs/RUN/mirror/``, the sta
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from jobs.specs import BugurtError, ConfigError, DataError, StageSpec, canonical_json
 from jobs.stage import StageContext
@@ -25,11 +26,17 @@ PICKLES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.
 SMALL = ("*.json", "*.txt", "*.model", "README.md", "LICENSE*")
 
 
+def _hub_name(text: str) -> str:
+    if not re.fullmatch(r"([\w.-]+/)?[\w.-]+", text):
+        raise ValueError("give a model of the hub as OWNER/NAME")
+    return text
+
+
 class MirrorSpec(StageSpec):
     """Copy a model of the Hugging Face hub into the bucket."""
 
     stage: Literal["mirror"] = "mirror"
-    model: str = Field(min_length=1, max_length=200, pattern=r"^[\w.-]+/[\w.-]+$|^[\w.-]+$", description="OWNER/NAME")
+    model: Annotated[str, AfterValidator(_hub_name)] = Field(min_length=1, max_length=200, description="OWNER/NAME")
     revision: str = Field("main", min_length=1, max_length=100, description="branch, tag or commit")
 
     def identity(self) -> dict[str, Any]:

@@ -77,7 +77,14 @@ def test_a_mirrored_model_is_taken_from_the_bucket(store: ArtifactStore) -> None
 
 @pytest.mark.parametrize(
     ("text", "wanted"),
-    [("Бугурт-тред №5", "no5"), ("My Channel!", "my-channel"), ("ЖЖЖ", "run"), ("", "run"), ("a" * 99, "a" * 20)],
+    [
+        ("Бугурт-тред №5", "bugurt-tred-no5"),
+        ("My Channel!", "my-channel"),
+        ("ЙОЖ", "iozh"),
+        ("日本", "run"),
+        ("", "run"),
+        ("a" * 99, "a" * 20),
+    ],
 )
 def test_slugs(text: str, wanted: str) -> None:
     assert slug(text, 20) == wanted

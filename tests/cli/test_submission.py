@@ -14,7 +14,7 @@ from cli.runs import load_record, load_status
 from cli.settings import Settings
 from cli.submission import Submitted, plan, record_for, submit, unfinished_run
 from jobs.artifacts import ArtifactStore
-from jobs.specs import RunSpec, ScrapeSpec
+from jobs.specs import DataError, NotFoundError, RunSpec, ScrapeSpec
 
 SOURCE = "source/" + "a" * 20
 
@@ -105,6 +105,48 @@ def test_what_is_there_is_found_and_starts_nothing(store: ArtifactStore, spec: R
     assert status.state == "succeeded" and status.stages["scrape"].made_by == "earlier"
     forced = send(store, cluster, spec, force=True)
     assert forced.how == "new" and forced.record.run != found.record.run and forced.record.force
+
+
+def test_what_was_made_before_its_input_was_made_again_is_said_to_be(store: ArtifactStore, spec: RunSpec) -> None:
+    assert spec.scrape is not None
+    ref = spec.scrape.ref()
+    source = store.writer(SOURCE).commit(stage="upload", spec={}, run="one")
+    store.writer(ref).commit(
+        stage="scrape", spec={}, run="one", inputs={"source": SOURCE}, made_from={"source": source.created}
+    )
+    [found] = plan(store, spec)
+    assert found.why == "made by run one from the same spec and inputs"
+    store.writer(SOURCE).commit(stage="upload", spec={}, run="two")
+    [found] = plan(store, spec)
+    assert found.found is not None
+    assert f"before run two made {SOURCE} again (--force makes this one again, too)" in found.why
+
+
+@pytest.mark.parametrize("name", ["nothing", "../../etc", "", "Имя С Пробелами", "a/b"])
+def test_a_run_that_is_none_is_told_in_the_same_words(store: ArtifactStore, name: str) -> None:
+    with pytest.raises(NotFoundError, match=r"there is no run .*; `bugurt runs` lists them"):
+        load_record(store, name)
+
+
+def test_a_damaged_manifest_can_be_made_again_by_force(store: ArtifactStore, spec: RunSpec) -> None:
+    assert spec.scrape is not None
+    ref = spec.scrape.ref()
+    store.bucket.put_bytes(f"{ref}/manifest.json", b"{")
+    with pytest.raises(DataError, match=r"is damaged.*--force makes it again"):
+        plan(store, spec)
+    [found] = plan(store, spec, force=True)
+    assert found.found is None
+    assert store.resolve(ref) == ref
+    for force in (True, False):
+        record, _ = record_for(store, Settings(), spec, label="x", source="x", force=force, name=None)
+        driver = Driver(store, Recorder(), record)
+        if force:
+            assert driver.find("scrape", spec.scrape, ref) is None
+        else:
+            with pytest.raises(DataError, match="is damaged"):
+                driver.find("scrape", spec.scrape, ref)
+    store.remove(ref)
+    assert plan(store, spec)[0].found is None
 
 
 def test_the_nearest_artefact_explains_what_is_missing(store: ArtifactStore, spec: RunSpec) -> None:
