@@ -65,7 +65,7 @@ def _load(path: Path) -> LocalServer | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged; remove it, and a new server will be set up") from error
+        raise ConfigError(f"{path} is damaged; remove it after `bugurt down`, and it is written anew") from error
 
 
 def _try_lock(path: Path) -> int | None:
@@ -145,6 +145,8 @@ def _start(state: Path, lock: int) -> LocalServer:
         pass_fds=(lock,),
         cwd=state,
     )
+    os.truncate(lock, 0)
+    os.pwrite(lock, f"{process.pid}\n".encode(), 0)  # so that it can be stopped even if s3.json is lost
     server = LocalServer(port, key, secret, process.pid)
     write_private(state / "s3.json", json.dumps(asdict(server)))
     _wait(port, process, state)
@@ -163,11 +165,19 @@ def _wait(port: int, process: subprocess.Popen[bytes] | None, state: Path) -> No
 
 def stop(state: Path) -> bool:
     """Stop the server and wait until it is gone. Returns whether it ran."""
-    server = running(state)
-    if server is None:
+    path = state / "s3.lock"
+    if not path.exists():
         return False
-    os.kill(server.pid, signal.SIGTERM)
-    lock = os.open(state / "s3.lock", os.O_RDWR)
+    free = _try_lock(path)
+    if free is not None:
+        os.close(free)
+        return False
+    text = path.read_text(encoding="utf-8").strip()
+    server = None if text else _load(state / "s3.json")  # one that an earlier version started wrote no number there
+    if not text and server is None:
+        raise ConfigError(f"{path} is held, but nothing says by which process; end `rclone serve s3` yourself")
+    os.kill(int(text) if server is None else server.pid, signal.SIGTERM)
+    lock = os.open(path, os.O_RDWR)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
     finally:

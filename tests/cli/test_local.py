@@ -16,6 +16,7 @@ import pytest
 from cli.clusters import local_s3
 from cli.clusters.base import JobRequest, JobState
 from cli.clusters.local import LocalCluster
+from jobs.specs import ConfigError
 from tests.projects import Project, kill_group
 
 SCRAPE = ("submit", "scrape", "--source", "posts.txt", "--wait")
@@ -160,6 +161,22 @@ def test_the_server_starts_once_keeps_its_keys_and_stops(project: Project) -> No
     project.ok("down")
     assert local_s3.running(state) is None
     assert "no local S3 server" in project.ok("down")
+
+
+def test_a_server_whose_description_is_lost_can_still_be_stopped(tmp_path: Path) -> None:
+    described = tmp_path / "s3.json"
+    for damage in (described.unlink, lambda: described.write_text("{")):
+        local_s3.ensure(tmp_path)
+        damage()
+        try:
+            with pytest.raises(ConfigError, match="bugurt down"):
+                local_s3.ensure(tmp_path)
+        finally:
+            assert local_s3.stop(tmp_path)
+        assert not local_s3.stop(tmp_path)
+    with pytest.raises(ConfigError, match="remove it after `bugurt down`"):
+        local_s3.ensure(tmp_path)
+    described.unlink()
 
 
 def _serves(cmdline: Path, state: Path) -> bool:
