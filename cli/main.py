@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -95,7 +96,9 @@ def main() -> None:
         if isinstance(error, OSError):
             place = f": {error.filename}" if error.filename else ""
             typer.echo(f"error: {error.strerror or error}{place}", err=True)
-            sys.exit(75)
+            # What is not there, or not ours to write, is so at the next try, too.
+            lasting = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+            sys.exit(78 if isinstance(error, lasting) or error.errno == errno.EROFS else 75)
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         typer.echo(f"internal error, please report it (--debug shows it whole): {text}", err=True)
         sys.exit(70)
