@@ -173,8 +173,9 @@ class StageContext(Generic[S]):
         """Raise Interrupted once a signal has arrived, and TemporaryError once the lease is lost."""
         if self.stop.is_set():
             raise Interrupted("interrupted by a signal")
-        if self.lease is not None and self.lease.lost.is_set():
-            self.lease.ensure()
+        lease = self.lease  # another thread may be giving it back
+        if lease is not None and lease.lost.is_set():
+            lease.ensure()
 
     def _on_signal(self, number: int) -> None:
         again = self.stop.is_set()

@@ -245,6 +245,8 @@ class Generation:
         across = 0
         while True:
             self.draw(rounds[-1])
+            if self.ctx.lease is not None:  # whoever has taken it over may have cleared the parts away
+                self.ctx.lease.ensure(ask=True)
             self.ctx.progress.update(message="putting the batch together")
             for part in rounds[-1]:
                 self.ctx.check_stop()
