@@ -260,7 +260,7 @@ def our_rate(generation: Generation) -> tuple[float, float]:
     """(tokens/s, accepted posts/s) of drawing all parts; the model is loaded and converted already."""
     generation._tools()
     seconds, _ = timed(lambda: generation.draw(generation.plan))
-    infos = [generation.ctx.store.manifest(f"{generation.ctx.ref}/parts/{p.name}") for p in generation.plan]
+    infos = [generation.ctx.store.manifest(f"{generation.parts}/{p.name}") for p in generation.plan]
     tokens = sum(m.info["tally"]["tokens"] for m in infos)
     posts = sum(m.counts["posts"] for m in infos)
     drawn = sum(m.info["tally"]["drawn"] for m in infos)

@@ -83,7 +83,7 @@ class Generation:
         self.spec = ctx.spec
         self.plan = Plan(self.spec.count, self.spec.micro_batch)
         self.model: Manifest = ctx.input("model")
-        self._parts = folder_of_parts(ctx, ctx.store, self.model)
+        self.parts = folder_of_parts(ctx, ctx.store, self.model)
         self._folder = ctx.workdir / "model"
         self._folder.mkdir()
         self._drawn: _Tools | None = None
@@ -103,7 +103,7 @@ class Generation:
 
     def _there(self) -> set[str]:
         """Names of the parts that are in the bucket, whole."""
-        under = f"{self._parts}/"
+        under = f"{self.parts}/"
         end = f"/{MANIFEST}"
         return {o.path[len(under) : -len(end)] for o in self.ctx.store.bucket.list(under) if o.path.endswith(end)}
 
@@ -126,7 +126,7 @@ class Generation:
     def draw_share(self, shard: int) -> None:
         """Draw the parts of one shard; another process with the same share, such as that of a lost node, waits."""
         shards = self.ctx.spec.shards
-        with self.holding(f"{self._parts}/shard-{shard}-of-{shards}"):
+        with self.holding(f"{self.parts}/shard-{shard}-of-{shards}"):
             self.draw(part for part in self.plan if part.number % shards == shard)
 
     # -- drawing
@@ -195,7 +195,7 @@ class Generation:
         if part.round == 0 and not found and tally.drawn >= HOPELESS:
             raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
         data = b"".join(to_line(record(a, seed=seed, model=self.model.ref)) for a in found)
-        writer = store.writer(f"{self._parts}/{part.name}", guard=lease.ensure if lease else None)
+        writer = store.writer(f"{self.parts}/{part.name}", guard=lease.ensure if lease else None)
         # Runs with other numbers of shards may draw the same part: each manifest names a file of its own.
         writer.put_bytes(POSTS.replace("*", sha256(data).hexdigest()[:12]), data)
         writer.commit(
@@ -272,7 +272,7 @@ class Generation:
         )
 
     def _fetch(self, part: Part, folder: Path) -> Manifest:
-        store, ref = self.ctx.store, f"{self._parts}/{part.name}"
+        store, ref = self.ctx.store, f"{self.parts}/{part.name}"
         manifest = store.manifest(ref)
         data = b"".join(store.read(ref, entry) for entry in manifest.matching(POSTS))
         (folder / f"{part.name}.jsonl").write_bytes(data)
@@ -281,7 +281,7 @@ class Generation:
     def clear(self) -> None:
         """Remove the parts: the batch has them now."""
         bucket = self.ctx.store.bucket
-        bucket.delete([o.path for o in bucket.list(f"{self._parts}/")])
+        bucket.delete([o.path for o in bucket.list(f"{self.parts}/")])
 
 
 def _out_of_memory(error: BaseException) -> bool:
