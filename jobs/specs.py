@@ -97,6 +97,10 @@ class BugurtError(Exception):
 
     exit_code: ClassVar[ExitCode] = ExitCode.INTERNAL
 
+    def __str__(self) -> str:
+        """The sentence on one line: names out of foreign files may hold line breaks, terminals' commands and worse."""
+        return "".join(c if c.isprintable() else " " for c in super().__str__())
+
 
 class SpecError(BugurtError):
     """The spec, an option or a settings file is wrong."""
@@ -214,10 +218,14 @@ class ScrapeSpec(StageSpec):
     stage: Literal["scrape"] = "scrape"
     source: ArtifactRef | None = input_ref("files handed in: a Desktop export, JSON Lines or text")
     parent: ArtifactRef | None = input_ref("the posts artefact that this scrape adds to")
-    channel: str | None = Field(None, max_length=256, description="@name, t.me link, invite link or id")
+    channel: str | None = Field(
+        None, max_length=256, coerce_numbers_to_str=True, description="@name, t.me link, invite link or id"
+    )
     as_of: Moment | None = Field(None, description="a live channel as it was then; set by submit")
     format: Literal["auto", "desktop", "jsonl", "text"] = "auto"
-    chat: str | None = Field(None, max_length=256, description="name or id of a chat in an account's export")
+    chat: str | None = Field(
+        None, max_length=256, coerce_numbers_to_str=True, description="name or id of a chat in an account's export"
+    )
     separator: str | None = Field(
         None, max_length=64, description="text files: the line between posts; an empty line when unset"
     )

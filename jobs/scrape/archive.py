@@ -7,21 +7,27 @@ broken, encrypted, or swells to something no export is.
 from __future__ import annotations
 
 import errno
+import io
 import lzma
 import stat
 import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any
 
-from jobs.scrape.tolerant import Opener
+from jobs.scrape.tolerant import READ, Opener
 from jobs.specs import DataError
 
 MAX_MEMBERS = 200_000  # an export with all its photos has some tens of thousands
 MAX_SIZE = 64 * 1024**3  # bytes of the unpacked member
 MAX_RATIO = 200  # unpacked to packed; JSON of real exports stays below 40
 RATIO_FREE = 64 * 1024**2  # bytes below which the ratio does not matter
+#: What zipfile and its unpackers raise for bytes that are no archive of theirs.
+_BROKEN = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, RuntimeError, ValueError,
+    OverflowError, struct.error,
+)  # fmt: skip
 READABLE = (".json", ".jsonl", ".ndjson", ".txt")
 
 
@@ -49,11 +55,11 @@ def open_archive(path: Path, where: str) -> tuple[str, Opener]:
         raise DataError(f"{inside} would be {member.file_size} bytes unpacked; at most {MAX_SIZE} are read")
     if member.file_size > RATIO_FREE and member.file_size > MAX_RATIO * max(member.compress_size, 1):
         raise DataError(f"{inside} would swell from {member.compress_size} to {member.file_size} bytes; no export does")
-    return inside, lambda: cast(BinaryIO, _Member(path, member, inside))
+    return inside, lambda: io.BufferedReader(_Member(path, member, inside), READ)
 
 
 def _choose(members: list[zipfile.ZipInfo], where: str) -> zipfile.ZipInfo:
-    files = [m for m in members if not m.is_dir() and "__MACOSX" not in m.filename]
+    files = [m for m in members if m.filename and not m.is_dir() and "__MACOSX" not in m.filename]
     named = [m for m in files if PurePosixPath(m.filename).name == "result.json"]
     if len(named) == 1:
         return named[0]
@@ -70,15 +76,14 @@ def _choose(members: list[zipfile.ZipInfo], where: str) -> zipfile.ZipInfo:
 
 def _is_damage(error: BaseException) -> bool:
     """Whether this is what zipfile makes of a wrong archive; places before its beginning end in EINVAL."""
-    wrong = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError, struct.error, RuntimeError)
-    return isinstance(error, wrong) or (isinstance(error, OSError) and error.errno in (None, errno.EINVAL))
+    return isinstance(error, _BROKEN) or (isinstance(error, OSError) and error.errno in (None, errno.EINVAL))
 
 
 def _short(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
-class _Member:
+class _Member(io.RawIOBase):
     """A member as a stream, whose errors are sentences; closing it closes the archive."""
 
     def __init__(self, path: Path, member: zipfile.ZipInfo, inside: str) -> None:
@@ -95,21 +100,19 @@ class _Member:
             return DataError(f"{self._inside}: the archive is damaged: {_short(error)}")
         return error
 
-    def read(self, size: int = -1) -> bytes:
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
         try:
-            return cast(bytes, self._stream.read(size))
+            data = self._stream.read(len(buffer))
         except Exception as error:
             raise self._translated(error) from error
+        buffer[: len(data)] = data
+        return len(data)
 
-    def readline(self, size: int = -1) -> bytes:
-        try:
-            return cast(bytes, self._stream.readline(size))
-        except Exception as error:
-            raise self._translated(error) from error
-
-    def __enter__(self) -> _Member:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stream.close()
-        self._archive.close()
+    def close(self) -> None:
+        if not self.closed:
+            self._stream.close()
+            self._archive.close()
+        super().close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ SECTIONS = ("chats", "left_chats")  # of an account's export
 MAX_ALBUM = 10  # files, by Telegram's rule
 MAX_LISTED = 30  # chats named in an error
 MAX_NAME = 256  # characters of a chat's name, which every post carries; Telegram allows 128
+CHAT_OPTION = "--set scrape.chat=ID"
 MAX_KEYS = 100  # top-level fields remembered for an error
 
 _MEDIA = {
@@ -27,6 +29,7 @@ _MEDIA = {
     "audio_file": "audio",
     "animation": "animation",
 }
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f]")  # in a name, which logs and listings show on one line
 _CHANNELS = ("public_channel", "private_channel", "public_supergroup", "private_supergroup")
 
 
@@ -58,6 +61,8 @@ def find_chat(opener: Opener, where: str, wanted: str | None) -> Chat:
         if wanted is not None and wanted not in (whole.name, str(whole.id)):
             raise DataError(f"{where} holds the one chat {whole.label!r}, not {wanted!r}; leave the option 'chat' out")
         return whole
+    if not chats and any(section in keys for section in SECTIONS):
+        raise DataError(f"{where} is an account's export without a chat; choose 'Public channels' when you export")
     if not chats:
         found = f"its fields are {', '.join(keys[:8])}" if keys else "it is not a JSON object with fields"
         raise DataError(
@@ -67,14 +72,16 @@ def find_chat(opener: Opener, where: str, wanted: str | None) -> Chat:
     hits = [c for c in chats if wanted is not None and (c.name == wanted or str(c.id) == wanted.removeprefix("-100"))]
     if len(hits) == 1:
         return hits[0]
+    if wanted is None and len(chats) == 1:
+        return chats[0]
     listed = "; ".join(f"{c.label!r} (id {c.id}, {c.type}, {c.count} messages)" for c in chats[:MAX_LISTED])
     more = f"; and {len(chats) - MAX_LISTED} more" if len(chats) > MAX_LISTED else ""
     if wanted is None:
-        problem = "name one with the option 'chat'"
+        problem = f"name one with the option 'chat' ({CHAT_OPTION})"
     elif hits:
-        problem = f"{len(hits)} of them are called {wanted!r}, so give the id with the option 'chat'"
+        problem = f"{len(hits)} of them are called {wanted!r}, so give the id with the option 'chat' ({CHAT_OPTION})"
     else:
-        problem = f"none of them is {wanted!r}; name one with the option 'chat'"
+        problem = f"none of them is {wanted!r}; name one with the option 'chat' ({CHAT_OPTION})"
     raise DataError(f"{where} is an account's export with {len(chats)} chats; {problem}: {listed}{more}")
 
 
@@ -123,7 +130,7 @@ def _scan(opener: Opener, where: str) -> tuple[Chat | None, list[Chat], list[str
 def _header(field: str, value: Any) -> Any:
     if field == "id":
         return value if isinstance(value, int) and not isinstance(value, bool) else None
-    return clean(str(value)[:MAX_NAME]) if value is not None else ""
+    return _CONTROLS.sub(" ", clean(str(value)[:MAX_NAME])) if value is not None else ""
 
 
 def _broken(opener: Opener, where: str, error: Exception) -> DataError:

@@ -1,8 +1,9 @@
 """Read JSON as Telegram Desktop wrote it in its worse days: mend what is known to be broken, stream the rest.
 
 Versions of Telegram Desktop have written control characters as ``\\xNN``, which JSON does not know, and the
-``document_id`` of a custom emoji without quotes. Both are mended in the bytes on their way to the parser. The
-same place bounds what a hostile file can do: depth, and the size of one message.
+``document_id`` of a custom emoji without quotes. Both are mended in the bytes on their way to the parser, and so is
+half a surrogate pair, which the parser does not take: it becomes U+FFFD. The same place bounds what a hostile file
+can do: depth, and the size of one message; all of it takes time linear in the bytes.
 """
 
 from __future__ import annotations
@@ -24,21 +25,36 @@ class OversizeError(Exception):
 
 
 READ = 256 * 1024
+FINE = 1024  # bytes of the pieces among which a broken byte is looked for
 MAX_HELD = 1024 * 1024  # bytes without a comma or line break before a cut is made anyway
 MAX_ITEM = 4 * 1024 * 1024  # bytes of one message; real ones stay far below 100 KiB
 MAX_DEPTH = 64  # real exports stay below 12
 
-_ESCAPE = re.compile(rb"\\(?:x([0-9A-Fa-f]{2})|.)", re.DOTALL)
+#: A whole pair first, so that what is left is half of one.
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9A-Fa-f]{2}\\u[dD][c-fC-F][0-9A-Fa-f]{2}"
+    rb"|\\(?:x([0-9A-Fa-f]{2})|(u[dD][89a-fA-F][0-9A-Fa-f]{2})|.)",
+    re.DOTALL,
+)
+#: Where half of one seems to be: a quick look, so that a text of many pairs does not go through the above.
+_HALF = re.compile(
+    rb"\\u[dD][89abAB][0-9A-Fa-f]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9A-Fa-f]{2})\\u[dD][c-fC-F]"
+)
+#: Half of one in the bytes, which UTF-8 forbids.
+_RAW_HALF = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
+_HIGH = re.compile(rb"\\u[dD][89abAB][0-9A-Fa-f]{2}")
+_LONGEST = 12  # bytes of the longest thing that is mended: an escaped pair
 _UNQUOTED = re.compile(rb'("document_id"\s*:\s*)([^"\s,}\]\[{][^"\n,}]*)')
-_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_STRING_END = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NOT_BRACKETS = bytes(b for b in range(256) if b not in b"[]{}")
 #: Control characters, which JSON wants escaped; line breaks and tabs stay, they may stand between tokens.
 _CONTROLS = bytes(32 if b < 32 and b not in b"\t\n\r" else b for b in range(256))
 
 
 def _escape(match: re.Match[bytes]) -> bytes:
-    return rb"\u00" + match[1] if match[1] else match[0]
+    if match[1]:
+        return rb"\u00" + match[1]
+    return rb"\uFFFD" if match[2] else match[0]
 
 
 def _quote(match: re.Match[bytes]) -> bytes:
@@ -66,33 +82,47 @@ class Mender:
             # A comma or a line break ends every token that is mended, and none of them holds one.
             cut = max(data.rfind(b","), data.rfind(b"\n")) + 1
             if not cut and len(data) > MAX_HELD:
-                cut = len(data)
+                cut = _between_escapes(data)
         self._held = data[cut:]
         data = data[:cut].translate(_CONTROLS)
-        if b"\\x" in data:
+        pairs = b"\\ud" in data or b"\\uD" in data
+        if b"\\x" in data or (pairs and _HALF.search(data.replace(b"\\\\", b"__"))):
             data = _ESCAPE.sub(_escape, data)
+        if b"\xed" in data:
+            data = _RAW_HALF.sub("\ufffd".encode(), data)
         if b'"document_id"' in data:
             data = _UNQUOTED.sub(_quote, data)
         self._measure(data)
         return data
 
     def _measure(self, data: bytes) -> None:
-        if self._in_string:
-            end = _STRING_END.match(data)
-            if end is None:
-                return
-            data = data[end.end() :]
-        outside = _STRING.sub(b"", data)
-        opening = outside.find(b'"')  # of a string that goes on in the next piece
-        self._in_string = opening >= 0
-        brackets = (outside[:opening] if self._in_string else outside).translate(None, _NOT_BRACKETS)
-        for bracket in brackets:
+        # Without escaped quotes, every second piece between quotes is outside of strings.
+        pieces = data.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        outside = b"".join(pieces[1 if self._in_string else 0 :: 2])
+        self._in_string ^= len(pieces) % 2 == 0
+        for bracket in outside.translate(None, _NOT_BRACKETS):
             if bracket in b"[{":
                 self._depth += 1
                 if self._depth > MAX_DEPTH:
                     raise OversizeError(f"it is nested more than {MAX_DEPTH} deep; no Telegram export is")
             else:
                 self._depth -= 1
+
+
+def _between_escapes(data: bytes) -> int:
+    """A place near the end of the data that is in the middle of nothing that is mended."""
+    end = data.find(b"\xed", max(len(data) - 2, 0))
+    end = len(data) if end < 0 else end
+    start = data.find(b"\\", max(end - _LONGEST, 0), end)
+    if start < 0:
+        return end
+    # A run of backslashes begins outside of an escape: two by two they are escapes, and an odd one begins another.
+    run = len(data[: start + 1].rstrip(b"\\"))
+    length = len(data) - run - len(data[run:].lstrip(b"\\"))
+    if length == 1 and _HIGH.fullmatch(data, max(run - 6, 0), run):
+        before = run - 6 - len(data[: run - 6].rstrip(b"\\"))
+        return run - 6 if before % 2 == 0 else run
+    return run + length // 2 * 2
 
 
 class TolerantReader:
@@ -150,7 +180,7 @@ def locate(opener: Opener) -> tuple[int, int] | None:
     return _narrow(opener, offset, line)
 
 
-def _narrow(opener: Opener, good: int, line: int) -> tuple[int, int]:
+def _narrow(opener: Opener, good: int, line: int, step: int = FINE) -> tuple[int, int]:
     """Find the byte in the block after ``good`` bytes by sending it in smaller and smaller pieces."""
     mender = Mender()
     parser = ijson.basic_parse_coro(_Sink(), use_float=True)
@@ -161,13 +191,14 @@ def _narrow(opener: Opener, good: int, line: int) -> tuple[int, int]:
             at += len(data)
             if mended := mender.feed(data):
                 parser.send(mended)
-        block = raw.read(READ)
-        for index in range(len(block)):
+        block = raw.read(READ if step > 1 else FINE)
+        for index in range(0, len(block), step):
             try:
-                if mended := mender.feed(block[index : index + 1]):
+                if mended := mender.feed(block[index : index + step]):
                     parser.send(mended)
             except (ijson.JSONError, OversizeError, ValueError):
-                return line + block[:index].count(b"\n"), at + index + 1
+                line += block[:index].count(b"\n")
+                return _narrow(opener, at + index, line, 1) if step > 1 else (line, at + index + 1)
     return line + block.count(b"\n"), at + len(block)
 
 

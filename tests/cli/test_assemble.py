@@ -106,3 +106,9 @@ def test_inputs_are_filled_in_where_they_are_open() -> None:
     own = TrainSpec(dataset="dataset/" + "c" * 20)
     assert with_input(own, made) is own
     assert with_input(ScrapeSpec(source=REF), made).inputs() == {"source": REF}
+
+
+def test_ids_of_chats_and_channels_are_text_although_they_look_like_numbers(store: ArtifactStore) -> None:
+    for field, value in (("chat", "1234567890"), ("channel", "-1001234567890")):
+        spec = build_run(store, Settings(), ("scrape",), {}, [f"scrape.{field}={value}"])
+        assert getattr(spec.scrape, field) == value

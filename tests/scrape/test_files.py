@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import stat
+import time
 import zipfile
+from collections import Counter
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
+import ijson
 import pyarrow.parquet as pq
 import pytest
 
 from jobs.artifacts import ArtifactStore
-from jobs.posts import POST_SCHEMA
+from jobs.posts import POST_SCHEMA, to_batch
+from jobs.scrape import tolerant
+from jobs.scrape.archive import open_archive
+from jobs.scrape.desktop import find_chat, read_chat
 from jobs.scrape.files import run as run_files
 from jobs.specs import DataError, ExitCode, ScrapeSpec
 from tests.conftest import RunStage
@@ -138,7 +145,7 @@ def test_old_and_broken_exports_are_read(store: ArtifactStore, run_stage: RunSta
     assert first["text"] == "A\x02B \\x41 https://primer.ru"
     assert first["links"] == ["https://primer.ru"]
     assert (first["date"], first["edit_date"]) == (datetime(2018, 5, 5, 12, tzinfo=UTC), None)
-    assert second["text"] == "X😀 ?"
+    assert second["text"] == "X😀 \ufffd"
     assert third["entities"][0]["url"] == "tg://emoji?id=5368324170671202286"
 
 
@@ -152,7 +159,7 @@ def test_an_account_asks_for_a_chat(store: ArtifactStore, run_stage: RunStage) -
     source = upload(store, "result.json", encode(account(*chats, left=left)))
     result = run_stage(ScrapeSpec(source=source))
     assert result.code == ExitCode.BAD_DATA
-    assert "with 4 chats; name one with the option 'chat': 'Заметки' (id 1, saved_messages, 1 messages)" in result.last
+    assert "with 4 chats; name one with the option 'chat' (--set scrape.chat=ID): 'Заметки' (id 1, saved" in result.last
     twice = run_stage(ScrapeSpec(source=source, chat="Мой канал"))
     assert twice.code == ExitCode.BAD_DATA
     assert "2 of them are called 'Мой канал'" in twice.last
@@ -283,6 +290,21 @@ def damaged() -> bytes:
     return bytes(data)
 
 
+def misplaced() -> bytes:
+    """An archive whose directory says that the member lies before the file's beginning."""
+    data = bytearray(packed(("result.json", GOOD)))
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 42 : entry + 46] = b"\xff\xff\xff\xfe"
+    end = data.index(b"PK\x05\x06")
+    data[end + 16 : end + 20] = (entry + 100_000).to_bytes(4, "little")
+    return bytes(data)
+
+
+def start_of(text: bytes) -> bytes:
+    """An export up to the middle of its first text."""
+    return b'{"name": "x", "type": "public_channel", "id": 1, "messages": [{"id": 1, "text": "' + text
+
+
 NEWLINE = b"\n"
 GOOD = encode(export([message(1), message(2)]))
 CUT = GOOD[:-30]
@@ -330,7 +352,7 @@ BAD_SOURCES: dict[str, tuple[str, bytes, str]] = {
     "year 1": ("result.json", encode(export([{"id": 1, "date": "0001-01-01T00:00+14:00"}])), "'date' is no time"),
     "bad unix time": ("result.json", encode(export([message(1, date_unixtime="9" * 18)])), "is no time: '999999"),
     "only old messages": ("result.json", encode(export([message(-5)])), "holds no posts"),
-    "keys like paths": ("result.json", b'{"chats": {"list.item.messages": [{"id": 1}]}}', "no 'messages'"),
+    "keys like paths": ("result.json", b'{"chats": {"list.item.messages": [{"id": 1}]}}', "without a chat"),
     "spaces without end": ("result.json", b'{"messages": [' + b" " * 9_000_000, "a message of more than"),
     "jsonl text deep": ("a.jsonl", b'{"text":' + b"[" * 900 + b"]" * 900 + b"}", "line 1: "),
     "jsonl year 1": ("a.jsonl", b'{"text": "a", "date": "0001-01-01T00:00+14:00"}', "lies outside the calendar"),
@@ -338,6 +360,19 @@ BAD_SOURCES: dict[str, tuple[str, bytes, str]] = {
     "jsonl id zero": ("a.jsonl", b'{"text": "a", "id": 0}', "line 1: id: "),
     "jsonl long number": ("a.jsonl", b'{"text": "a", "id": ' + b"9" * 5000 + b"}", "a number without an end"),
     "jsonl same number": ("a.jsonl", b'{"text": "a", "id": 2}\n{"text": "b"}', "line 2: another line has the number 2"),
+    "beyond unicode": ("result.json", start_of(b"\xf4\x90\x80\x80") + b'"}]}', "not valid JSON at line 1"),
+    "broken far from a comma": (
+        "result.json",
+        start_of(b"a" * 900_000) + b"\\q" + b"a" * 9,
+        "not valid JSON at line 1",
+    ),
+    "a terminal's commands": (
+        "e.zip",
+        packed(("\x1b[31m\n\u202eresult/result.json", CUT)),
+        "e.zip,  [31m  result/result.json is not valid JSON",
+    ),
+    "misplaced in zip": ("e.zip", misplaced(), "the archive is damaged"),
+    "an account without chats": ("result.json", encode(account()), "an account's export without a chat"),
     "binary": ("a.bin", b"\x7fELF\0\0\0", "neither an export, nor JSON Lines, nor text"),
 }
 
@@ -350,6 +385,7 @@ def test_bad_input_is_told_in_one_sentence(store: ArtifactStore, tmp_path: Path,
         run_files(context(store, spec, tmp_path))
     assert sentence in str(caught.value)
     assert name in str(caught.value)
+    assert str(caught.value).isprintable()
     assert store.find(spec.ref()) is None
 
 
@@ -394,6 +430,10 @@ def test_messages_from_before_a_group_was_a_channel_are_left_out_and_told(
 
 
 ODD: dict[str, tuple[str, bytes]] = {
+    "halves of pairs": ("result.json", start_of(rb"\ude00\ud83d \ud83d\ud83d\ude00 \\ud83d") + b'"}]}'),
+    "halves of pairs in bytes": ("result.json", start_of(b"\xed\xa0\xbd \xed\xb8\x80") + b'"}]}'),
+    "a name with commands": ("result.json", encode(export([message(1, "А")], name="Б\n\x1b[31m\u0000"))),
+    "an account with one chat": ("result.json", encode(account(export([message(1, "А")])))),
     "strange lists": (
         "result.json",
         encode(export([message(1, "А") | {"reactions": 5, "inline_bot_buttons": 7, "author": ["x"]}])),
@@ -420,7 +460,73 @@ def test_odd_input_is_read(store: ArtifactStore, tmp_path: Path, case: str) -> N
     found = rows(store, spec.ref())
     assert found
     assert len(found[0]["channel"]) <= 256
+    assert found[0]["channel"].isprintable()
     assert all(r["text"].encode() is not None for r in found)
+
+
+def test_halves_of_pairs_become_one_sign_each(store: ArtifactStore, tmp_path: Path) -> None:
+    spec = ScrapeSpec(source=upload(store, *ODD["halves of pairs"]))
+    run_files(context(store, spec, tmp_path))
+    assert rows(store, spec.ref())[0]["text"] == "\ufffd\ufffd \ufffd😀 \\ud83d"
+
+
+PIECES = [
+    rb"\\", rb"\"", rb"\ud83d", rb"\ude00", rb"\ud83d\ude00", rb"\x41", b"u", b"x41", b"ud83d", b"a", "я".encode(),
+    b"\xed\xa0\xbd", b"\xed\xb8\x80", "한".encode(), b"{", b"]", rb"\n", rb"\u0041", b",",
+]  # fmt: skip
+
+
+def test_mending_does_not_depend_on_where_the_bytes_are_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(1)
+    for _ in range(1000):
+        data = start_of(b"".join(draw.choices(PIECES, k=draw.randrange(60)))) + b'"}]}'
+        whole = tolerant.Mender().feed(data, last=True)
+        [item] = ijson.items(io.BytesIO(whole), "messages.item")
+        item["text"].encode()
+        monkeypatch.setattr(tolerant, "MAX_HELD", draw.randrange(13, 40))
+        mender, found, at = tolerant.Mender(), b"", 0
+        while at < len(data):
+            size = draw.randrange(1, 20)
+            found += mender.feed(data[at : at + size])
+            at += size
+        assert found + mender.feed(b"", last=True) == whole, data
+
+
+@pytest.mark.parametrize("piece", [rb"\"", rb"\\", rb"\x41", rb"\ud83d", b"\xed\xa0\xbd", b'"', b'"document_id" : '])
+def test_mending_takes_linear_time(piece: bytes) -> None:
+    data = start_of(piece * 1_000_000)
+    begun = time.process_time()
+    mender = tolerant.Mender()
+    for start in range(0, len(data), tolerant.READ):
+        mender.feed(data[start : start + tolerant.READ])
+    mender.feed(b"", last=True)
+    assert time.process_time() - begun < 20  # a second or two; quadratic time would take hours
+
+
+def test_damaged_files_end_in_a_sentence_or_are_read(tmp_path: Path) -> None:
+    """Archives and exports in which bytes were changed, lost or put in, some thousand times."""
+    draw = random.Random(7)
+    archives = [packed(("x/result.json", GOOD), ("a.jpg", b"x"), compression=n) for n in (0, 8, 12, 14)]
+    path = tmp_path / "e.zip"
+    ends = Counter[str]()
+    for number in range(2000):
+        data = bytearray(archives[number % 4] if number % 2 else GOOD)
+        for _ in range(draw.randrange(1, 4)):
+            place = draw.randrange(len(data))
+            data[place : place + draw.randrange(3)] = draw.choice([b"", b"\xff", b"\0", b'"', b"{", b"\\", b"9" * 20])
+        try:
+            if number % 2:
+                path.write_bytes(data)
+                inside, opener = open_archive(path, "e.zip")
+            else:
+                inside, opener = "r.json", lambda data=bytes(data): io.BytesIO(data)
+            chat = find_chat(opener, inside, None)
+            to_batch(list(read_chat(opener, inside, chat, advance=lambda read: None)))
+            ends["read"] += 1
+        except DataError as error:
+            assert str(error).isprintable()
+            ends["told"] += 1
+    assert min(ends["read"], ends["told"]) > 100
 
 
 def test_entities_past_the_end_of_the_text_are_cut(store: ArtifactStore, tmp_path: Path) -> None:
