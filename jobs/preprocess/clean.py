@@ -18,7 +18,8 @@ import pyarrow as pa
 from jobs.preprocess.corpus import DROPPED, KEPT, Ints, write_arrow
 from jobs.preprocess.draft import Draft, Entity
 from jobs.preprocess.measure import case_counts
-from jobs.preprocess.profile import Profile, parse_profile
+from jobs.preprocess.profile import Profile, grown, parse_profile
+from jobs.preprocess.rule_base import GrownError
 from jobs.similarity import Banding, Hashes, normalise, shingle_many
 
 #: What the first pass reads of the posts.
@@ -104,7 +105,10 @@ def clean_batch(task: CleanTask) -> Cleaned:
     changed: Counter[str] = Counter()
     examples: dict[tuple[str, str], list[Example]] = {}
     for number, channel, date, text, draft in posts:
-        verdict = profile.clean(draft)
+        try:
+            verdict = profile.clean(draft)
+        except GrownError as error:
+            raise grown(profile, error.rule, f"{channel}/{number}", task.profile, task.where) from error
         if verdict is not None:
             rule, detail = verdict
             dropped[rule] += 1

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.preprocess.draft import Draft
-from jobs.preprocess.rule_base import Drop
+from jobs.preprocess.rule_base import MAX_GROWN, Drop, GrownError
 from jobs.preprocess.rules import KINDS, AnyRule
 from jobs.preprocess.rules_text import MaskPii
 from jobs.specs import SpecError, describe
@@ -50,9 +50,16 @@ class Profile(BaseModel):
         return self.model_copy(update={"rule": (*self.rule, mask)})
 
     def clean(self, draft: Draft) -> tuple[str, str] | None:
-        """Apply the rules in order. None: the post stays; else the dropping rule's name and its detail."""
-        for rule in self.rule:
-            verdict = rule.apply(draft)
+        """Apply the rules in order. None: the post stays; else the dropping rule's name and its detail.
+
+        Raises GrownError, which names the rule, when one makes too much of the post.
+        """
+        for number, rule in enumerate(self.rule):
+            try:
+                verdict = rule.apply(draft)
+            except GrownError as error:
+                error.rule = number
+                raise
             if isinstance(verdict, Drop):
                 return rule.label, verdict.detail
             if verdict:
@@ -100,6 +107,15 @@ def parse_profile(text: str, where: str) -> Profile:
         return Profile.model_validate(data)
     except ValidationError as error:
         raise SpecError(_sentence(error, text, data, where)) from error
+
+
+def grown(profile: Profile, rule: int, post: str, text: str, where: str) -> SpecError:
+    """The error for a rule that makes too much of a post. ``post``: the post's name; ``text``: the profile's TOML."""
+    label = profile.rule[rule].label
+    return SpecError(
+        f"{where}, line {find_line(text, rule, [])}: rule {rule + 1} ({label}): makes more than {MAX_GROWN} characters "
+        f"of the post {post}; let it add less"
+    )
 
 
 def _sentence(error: ValidationError, text: str, data: dict[str, Any], where: str) -> str:

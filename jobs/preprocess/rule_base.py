@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import cached_property
+from typing import Annotated, Any, Self
 
 import re2
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from jobs.preprocess.draft import Draft
 
 MAX_PATTERN = 2000  # characters of one regular expression
+MAX_GROWN = 8 * 1024 * 1024  # characters that a rule may make of a post; what scrape takes stays below half of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,12 @@ class Drop:
     """The post is not wanted; ``detail`` says what was found in it."""
 
     detail: str = ""
+
+
+class GrownError(Exception):
+    """A rule makes far more of a post than any post is; ``rule``: its number in the profile, once that is known."""
+
+    rule = -1
 
 
 #: True: the draft was changed; False: it was not.
@@ -44,13 +52,18 @@ def compile_pattern(pattern: str, *, ignore_case: bool = False, groups: bool = F
     except re2.error as error:
         words = error.args[0] if error.args else error
         text = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
-        raise ValueError(f"{pattern!r} is no regular expression of RE2: {text}") from error
+        raise ValueError(f"{cut_short(pattern)!r} is no regular expression of RE2: {cut_short(text)}") from error
 
 
 def _checked(pattern: str) -> str:
     if len(pattern) > MAX_PATTERN:
         raise ValueError(f"a regular expression may have {MAX_PATTERN} characters, this one has {len(pattern)}")
     compile_pattern(pattern)
+    if r"\Q" in pattern:
+        try:
+            compile_pattern(f"(?:{pattern})")
+        except ValueError as error:
+            raise ValueError(f"{cut_short(pattern)!r} cannot stand beside others; end every \\Q with \\E") from error
     return pattern
 
 
@@ -61,7 +74,12 @@ def any_of(patterns: tuple[str, ...], *, ignore_case: bool) -> Any:
     """One expression for several; None for none."""
     if not patterns:
         return None
-    return compile_pattern("|".join(f"(?:{p})" for p in patterns), ignore_case=ignore_case)
+    try:
+        return compile_pattern("|".join(f"(?:{p})" for p in patterns), ignore_case=ignore_case)
+    except ValueError as error:
+        raise ValueError(
+            f"its {len(patterns)} expressions are too large together; make several rules of it, or shorter repetitions"
+        ) from error
 
 
 def found_somewhere(patterns: tuple[str, ...], *, ignore_case: bool) -> Any:
@@ -70,7 +88,10 @@ def found_somewhere(patterns: tuple[str, ...], *, ignore_case: bool) -> Any:
     if not patterns or any(re.search(r"\\[AzQ]|\(\?[a-zA-Z]*-", p) for p in patterns):
         return None
     whole = "|".join(f"(?:{p})" for p in patterns)
-    return compile_pattern(rf"(?m)^\s*(?:{whole})\s*$", ignore_case=ignore_case)
+    try:
+        return compile_pattern(rf"(?m)^\s*(?:{whole})\s*$", ignore_case=ignore_case)
+    except ValueError:  # a little larger than what is needed, and too large
+        return None
 
 
 def cut_short(text: str, size: int = 100) -> str:
@@ -86,6 +107,15 @@ class Rule(BaseModel):
 
     use: str
     name: str = Field("", max_length=60)
+
+    @model_validator(mode="after")
+    def _is_ready(self) -> Self:
+        # What is compiled of several expressions may be wrong although each is right; a worker is no place to find out.
+        for kind in type(self).__mro__:
+            for name, value in vars(kind).items():
+                if isinstance(value, cached_property):
+                    getattr(self, name)
+        return self
 
     @property
     def label(self) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from jobs.preprocess import pii
 from jobs.preprocess.draft import Draft
-from jobs.preprocess.rule_base import Pattern, Rule, Verdict, compile_pattern
+from jobs.preprocess.rule_base import MAX_GROWN, GrownError, Pattern, Rule, Verdict, compile_pattern
 
 
 class Replace(Rule):
@@ -43,8 +43,15 @@ class Replace(Rule):
     def apply(self, draft: Draft) -> Verdict:
         text = draft.text
 
+        made = 0
+
         def replacement(match: Any) -> str:
-            return "".join(p if isinstance(p, str) else match.group(p) or "" for p in self._parts)
+            nonlocal made
+            found = "".join(p if isinstance(p, str) else match.group(p) or "" for p in self._parts)
+            made += len(found)
+            if made > MAX_GROWN:
+                raise GrownError
+            return found
 
         changed, count = self._pattern.subn(replacement, text)
         if not count or changed == text:
@@ -109,6 +116,8 @@ class CleanCharacters(Rule):
 
     def _replaced(self, draft: Draft, before: str, text: str) -> bool:
         for old, new in self.replace.items():
+            if len(new) > len(old) and len(text) + text.count(old) * (len(new) - len(old)) > MAX_GROWN:
+                raise GrownError
             text = text.replace(old, new)
         if text == before:
             return False

@@ -40,6 +40,15 @@ def test_unknown_builtin_names_the_known_ones() -> None:
         (HEAD + "[[rule]]\nuse = 'drop_post'\ntext = 'a{5000}'\n", 4, "repetition"),
         (HEAD + "[[rule]]\nuse = 'drop_lines'\nlines = [\n  'fine',\n  # a comment\n  '[z-a]',\n]\n", 7, "z-a"),
         (HEAD + "[[rule]]\nuse = 'drop_lines'\nlines = ['fine', '[z-a]']\n", 4, "z-a"),
+        (HEAD + "[[rule]]\nuse = 'drop_lines'\nlines = ['x', '\\Qabc']\n", 4, r"end every \Q with \E"),
+        (
+            HEAD
+            + "[[rule]]\nuse = 'tidy'\n[[rule]]\nuse = 'drop_lines'\nlines = ["
+            + ", ".join(rf"'{n}\p{{L}}{{1,320}}'" for n in range(6))
+            + "]\n",
+            4,
+            "its 6 expressions are too large together",
+        ),
         (HEAD + f"[[rule]]\nuse = 'drop_post'\ntext = '{'a' * 3000}'\n", 4, "may have 2000 characters"),
         (HEAD + "[[rule]\n", 2, "not TOML"),
         (HEAD + 'description = "unclosed\n', 2, "not TOML"),

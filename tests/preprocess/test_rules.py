@@ -9,6 +9,7 @@ import pytest
 
 from jobs.preprocess.draft import Draft, Entity
 from jobs.preprocess.profile import Profile, builtin_names, builtin_text, parse_profile
+from jobs.preprocess.rule_base import GrownError
 from tests.preprocess.shapes import ROWS, Dropped
 
 PROFILES = {name: parse_profile(builtin_text(name), name) for name in builtin_names()}
@@ -211,3 +212,28 @@ def test_many_entities_on_many_lines() -> None:
     draft = Draft.of(text, found)
     assert time.process_time() - start < 10
     assert all(m.whole for n in range(20_000) for m in draft.marks_of(n))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ['use = "replace"', "pattern = '.'", f'with = "{"ха" * 500}"'],
+        ['use = "replace"', "pattern = ''", 'with = "заметно длиннее пустоты"'],
+        ['use = "clean_characters"', f'replace = {{ "а" = "{"ха" * 500}" }}'],
+    ],
+)
+def test_a_rule_that_makes_a_book_of_a_post_is_stopped_early(lines: list[str]) -> None:
+    start = time.process_time()
+    with pytest.raises(GrownError) as caught:
+        apply(rules(*lines), "а" * 1_000_000)
+    assert caught.value.rule == 0
+    assert time.process_time() - start < 20  # gigabytes would take longer, if not all memory
+
+
+def test_doubling_again_and_again_is_stopped() -> None:
+    text = 'name = "mine"\n' + "".join(
+        f"[[rule]]\nname = 'r{n}'\nuse = 'replace'\npattern = '(?s)(.+)'\nwith = '\\1\\1'\n" for n in range(60)
+    )
+    with pytest.raises(GrownError) as caught:
+        apply(parse_profile(text, "mine.toml"), "ЭХО ")
+    assert 15 < caught.value.rule < 25

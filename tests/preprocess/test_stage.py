@@ -348,6 +348,23 @@ def test_a_wrong_profile_ends_the_stage_with_a_sentence(
     assert store.find(spec.ref()) is None
 
 
+def test_a_rule_that_makes_too_much_of_a_post_is_named_with_its_line(
+    store: ArtifactStore, run_stage: RunStage, tmp_path: Path
+) -> None:
+    upload(store, [Post(id=7, channel="x", text="а" * 100_000)], tmp_path)
+    data = (
+        b'name = "mine"\n[[rule]]\nuse = "tidy"\n[[rule]]\nuse = "replace"\npattern = "."\nwith = "'
+        + b"x" * 500
+        + b'"\n'
+    )
+    done = run_stage(SPEC.model_copy(update={"profile_file": source(store, data, "mine.toml"), "workers": 2}))
+    assert done.code == 64, done.stderr
+    assert done.last.startswith(
+        "mine.toml, line 4: rule 2 (replace): makes more than 8388608 characters of the post x/7;"
+    )
+    assert "Traceback" not in done.stderr
+
+
 def test_the_tokenizer_of_a_base_model(store: ArtifactStore, tmp_path: Path) -> None:
     made = train_bpe([[t.lower() for t in posts(200, seed=5)]], 350, tmp_path / "tokenizer", "x")
     base = "model/" + "2" * 20
