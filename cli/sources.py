@@ -45,9 +45,25 @@ def channel_key(channel: str) -> str:
     return f"@{found[1].lower()}" if found else channel
 
 
+def local_path(text: str) -> Path:
+    """A path in the user's words. Raises SpecError when it cannot be one."""
+    try:
+        path = Path(text).expanduser()
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except (RuntimeError, ValueError) as error:  # nobody's home; a zero byte
+        raise SpecError(f"{text[:200]!r}: no such file or folder: {error}") from error
+    except OSError as error:
+        raise SpecError(f"{text[:200]!r}: {error.strerror}") from error
+    return path
+
+
 def parse_source(text: str) -> Source:
     """Tell what ``--source`` means. Raises SpecError with what would be right."""
-    path = Path(text).expanduser()
+    if not text:
+        raise SpecError("--source is empty: give an export (.json, .zip, a folder), .jsonl, .txt, or a channel")
+    path = local_path(text)
     if not path.exists() and _CHANNEL.match(text):
         return Source(text, channel=text)
     if path.is_dir():
@@ -59,11 +75,15 @@ def parse_source(text: str) -> Source:
                 else "choose the folder that Telegram Desktop made, with result.json in it"
             )
             raise SpecError(f"there is no result.json in {text}; {hint}")
+        if not found.resolve().is_relative_to(path.resolve()):  # in a folder from elsewhere it may lead to a secret
+            raise SpecError(f"{found} is a link to {found.resolve()}, out of the folder; give the file itself")
         return Source(text, file=found)
     if not path.exists():
         raise SpecError(f"source {text!r}: no such file or folder, and not a channel (@name, https://t.me/name)")
     if path.suffix.lower() not in _NAMES or path.suffix.lower() == ".toml":
         raise SpecError(f"source {text!r}: give an export (.json, .zip, a folder), .jsonl or .txt")
+    if not path.is_file():  # a pipe or a device may never end
+        raise SpecError(f"source {text!r} is no ordinary file; save what it gives and hand that in")
     return Source(text, file=path)
 
 

@@ -273,14 +273,12 @@ def only(sources: list[str] | None) -> str | None:
 
 def profile_options(store: ArtifactStore, profile: str | None) -> dict[str, Any]:
     """A built-in profile's name, or the artefact of a file."""
-    from pathlib import Path
-
-    from cli.sources import upload
+    from cli.sources import local_path, upload
     from jobs.specs import SpecError
 
     if profile is None or not (profile.endswith(".toml") or "/" in profile):
         return {"profile": profile}
-    path = Path(profile).expanduser()
+    path = local_path(profile)
     if not path.is_file():
         raise SpecError(f"there is no profile file {profile}")
     return {"profile": "custom", "profile_file": upload(store, path)}
@@ -291,14 +289,12 @@ def generate_options(
     openings: bool | None, shards: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fields of the generate spec; a prompt file is uploaded on the way."""
-    from pathlib import Path
-
-    from cli.sources import upload
+    from cli.sources import local_path, upload
     from jobs.specs import SpecError
 
     fields: dict[str, Any] = {"count": count, "openings": openings, "shards": shards, "prompts": prompts or None}
     if prompt_file is not None:
-        path = Path(prompt_file).expanduser()
+        path = local_path(prompt_file)
         if not path.is_file():
             raise SpecError(f"there is no prompt file {prompt_file}")
         fields["prompts_file"] = upload(store, path)

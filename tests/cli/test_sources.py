@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,37 @@ def test_files_and_folders(tmp_path: Path) -> None:
         (lambda p: _with(p, "messages.html"), "HTML export"),
         (lambda p: _with(p, "x.pdf") / "x.pdf", "give an export"),
         (lambda p: _with(p, "x.toml") / "x.toml", "give an export"),
+        (lambda p: _pipe(p / "x.txt"), "no ordinary file"),
+        (lambda p: _link(p / "x.txt", "/dev/zero"), "no ordinary file"),
+        (lambda p: _link(p / "x.txt", "x.txt"), "Too many levels of symbolic links"),
+        (lambda p: _link(p / "result.json", "/etc/passwd").parent, "is a link to /etc/passwd, out of the folder"),
+        (lambda p: "~nobody-of-this-name/x.txt", "no such file or folder"),
+        (lambda p: "a" * 5000, "File name too long"),
+        (lambda p: "a\0b.txt", "no such file or folder"),
+        (lambda p: "", "--source is empty"),
     ],
 )
 def test_what_cannot_be_a_source_says_what_would_be(tmp_path: Path, make: object, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         parse_source(str(make(tmp_path)))  # type: ignore[operator]
+
+
+def _pipe(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def _link(path: Path, target: str) -> Path:
+    path.symlink_to(target)
+    return path
+
+
+def test_links_that_the_user_names_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("{}")
+    _link(tmp_path / "x.json", "real.json")
+    _link(tmp_path / "result.json", "real.json")
+    assert parse_source(str(tmp_path / "x.json")).file == tmp_path / "x.json"
+    assert parse_source(str(tmp_path)).file == tmp_path / "result.json"
 
 
 def _with(folder: Path, name: str) -> Path:
