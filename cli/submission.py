@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -25,7 +26,7 @@ from cli.settings import Settings
 from cli.sources import channel_key
 from cli.view import driver_job
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import CHAIN, MAKES, AnyStageSpec, DataError, RunSpec, StageName
+from jobs.specs import CHAIN, MAKES, AnyStageSpec, DataError, RunSpec, ScrapeSpec, StageName
 
 MAX_COMPARED = 300  # artefacts that are looked through for the nearest one
 
@@ -217,10 +218,36 @@ def _all_found(record: RunRecord, plans: list[Plan]) -> RunStatus:
     return RunStatus(run=record.run, state="succeeded", attempt=record.attempt, exit_code=0, stages=stages)
 
 
-def latest_posts(store: ArtifactStore, channel: str) -> str | None:
-    """The newest posts artefact of a channel, which the next scrape adds to."""
-    wanted = channel_key(channel)
-    found = [m for m in store.list("posts") if channel_key(str(m.spec.get("channel") or "")) == wanted]
+def latest_posts(store: ArtifactStore, wanted: ScrapeSpec) -> str | None:
+    """The newest posts artefact that a scrape of this channel can add to, or None.
+
+    A scrape begins after the newest post of its parent. So the parent must hold all that is asked for of the time
+    before, and nothing else: it and all its ancestors began where this one is to begin, and ended no later than it is
+    to end. Otherwise posts that were asked for would be left out in silence, and others be in.
+    """
+    assert wanted.channel is not None
+    asked = wanted.identity()
+    all_posts = {m.ref: m for m in store.list("posts")}
+
+    def chain(manifest: Manifest | None) -> Iterator[Manifest]:
+        while manifest is not None:
+            yield manifest
+            manifest = all_posts.get(manifest.parent or "")
+
+    def fits(spec: dict[str, Any]) -> bool:
+        begins = all(spec.get(name) == asked[name] for name in ("since", "min_id"))
+        ends = all(
+            asked[name] is None or (spec.get(name) is not None and spec[name] <= asked[name])
+            for name in ("until", "max_id")
+        )
+        return begins and ends
+
+    key = channel_key(wanted.channel)
+    found = [
+        m
+        for m in all_posts.values()
+        if channel_key(str(m.spec.get("channel") or "")) == key and all(fits(a.spec) for a in chain(m))
+    ]
     return max(found, key=lambda m: m.created).ref if found else None
 
 

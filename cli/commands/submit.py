@@ -414,7 +414,7 @@ def _live(store: ArtifactStore, spec: RunSpec) -> tuple[RunSpec, Any]:
     def pin(scrape: ScrapeSpec) -> dict[str, Any]:
         if scrape.as_of is not None or scrape.channel is None:
             return {}
-        return {"as_of": now, "parent": scrape.parent or latest_posts(store, scrape.channel)}
+        return {"as_of": now, "parent": scrape.parent or latest_posts(store, scrape)}
 
     return spec.pinned(pin), None
 

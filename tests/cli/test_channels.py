@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cli.clusters import local_s3
 from cli.commands.submit import check_distinct
 from cli.runs import load_status, run_name, save_record
 from cli.sources import channel_key
-from cli.submission import plan
+from cli.submission import latest_posts, plan
 from jobs.artifacts import ArtifactStore
 from jobs.specs import PreprocessSpec, RunSpec, ScrapeSpec, SpecError, parse_spec
 from tests.cli.fake_cluster import ControlPlane
@@ -82,6 +82,32 @@ def test_a_plan_looks_at_each_channel_by_itself(store: ArtifactStore) -> None:
     assert [(p.step, p.stage, p.found is not None) for p in plan(store, SEVERAL)] == [
         ("scrape", "scrape", False), ("scrape-2", "scrape", True), ("scrape-3", "scrape", False),
     ]  # fmt: skip
+
+
+def test_a_scrape_adds_to_posts_that_begin_where_it_begins(store: ArtifactStore) -> None:
+    """What was read of a part of a channel is no beginning of the whole, nor the whole one of a part."""
+
+    def read(parent: str | None = None, **fields: Any) -> str:
+        spec = ScrapeSpec(channel="@channel", parent=parent, as_of=NOW, **fields)
+        store.writer(spec.ref()).commit(stage="scrape", spec=spec.identity(), parent=parent)
+        return spec.ref()
+
+    def parent_of(**fields: Any) -> str | None:
+        return latest_posts(store, ScrapeSpec(channel="https://t.me/Channel", **fields))
+
+    recent = read(since=date(2026, 1, 1))
+    assert parent_of() is None
+    assert parent_of(since=date(2026, 1, 1)) == recent
+    assert parent_of(since=date(2025, 1, 1)) is None
+    mixed = read(recent, min_id=9)  # as somebody asked for by hand
+    assert mixed not in (parent_of(min_id=9), parent_of(since=date(2026, 1, 1)))
+    old = read(until=date(2020, 1, 1))
+    assert parent_of() == parent_of(until=date(2021, 1, 1)) == old
+    assert parent_of(until=date(2019, 1, 1)) is None
+    first = read(old, limit=100)
+    assert parent_of() == parent_of(limit=5) == first
+    assert parent_of(until=date(2021, 1, 1)) == old
+    assert latest_posts(store, ScrapeSpec(channel="@other")) is None
 
 
 # -- the driver, on a cluster in memory
