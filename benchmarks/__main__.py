@@ -25,7 +25,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "resume": ("--quick",),
     "train": ("--quick",),
     "transfer": ("--quick",),
-    "preprocess": ("--sizes", "2000,10000"),
+    "preprocess": ("--sizes", "2000,10000", "--no-channel"),
     "scrape": ("--posts", "8000", "--rounds", "2"),
     "transfer_speed": ("--mib", "64", "--rounds", "3"),
 }
