@@ -26,16 +26,15 @@ def open_(
     from cli.pages import fetch, show_page
     from cli.places import open_store
     from cli.run_page import RunPage, page_path
-    from cli.runs import all_runs, load_record, load_status
+    from cli.runs import all_records, load_record, load_status
     from jobs.specs import NotFoundError
 
     settings = options.settings()
     store = open_store(settings)
     if run is None:
-        newest = next(all_runs(store), None)
-        if newest is None:
+        record = next(iter(all_records(store)), None)
+        if record is None:
             raise NotFoundError("there are no runs yet; see `bugurt submit -h`")
-        record = newest[0]
     else:
         record = load_record(store, run)
     status = load_status(store, record.run)
