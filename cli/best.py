@@ -6,8 +6,8 @@ import heapq
 from itertools import pairwise
 from typing import Any
 
+from cli.batch_lines import jsonl
 from cli.commands.artifacts import clean
-from cli.records import jsonl
 from jobs.artifacts import ArtifactStore, Manifest
 
 

@@ -135,7 +135,7 @@ def check_packages(extras: Iterable[str], *, needed: bool) -> Iterator[Finding]:
 
 def check_disk(settings: Settings) -> Iterator[Finding]:
     """Space below the state folder and for temporary files."""
-    from cli.output import size
+    from cli.quantities import size
 
     places = {"disk": settings.root, "temporary files": Path(os.environ.get("TMPDIR") or "/tmp")}  # noqa: S108
     for name, place in places.items():

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from cli.clusters.base import Cluster
-from cli.output import STATE_STYLES, duration, is_terminal, print_table, say
+from cli.output import STATE_STYLES, is_terminal, print_table, say
+from cli.quantities import duration
 from cli.view import ROW_HEAD, RunView, driver_job, row_cells, view
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, TemporaryError

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cli.options import OPTIONS
+from cli.quantities import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -122,27 +123,6 @@ def age(moment: datetime | None) -> str:
     if moment is None:
         return "-"
     return duration((datetime.now(UTC) - moment).total_seconds())
-
-
-def duration(seconds: float) -> str:
-    """A time span in one or two units."""
-    seconds = max(0, int(seconds))
-    if seconds < 120:
-        return f"{seconds}s"
-    if seconds < 7200:
-        return f"{seconds // 60}m{seconds % 60:02d}s" if seconds < 600 else f"{seconds // 60}m"
-    if seconds < 172_800:
-        return f"{seconds // 3600}h"
-    return f"{seconds // 86_400}d"
-
-
-def size(count: float) -> str:
-    """Bytes with a binary unit."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError("unreachable")
 
 
 def next_commands(*commands: str) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cli.batch_lines import jsonl
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import ConfigError, DataError, SpecError, load_json
+from jobs.specs import ConfigError, SpecError
 
 SEPARATOR = "---"  # the line between posts in plain text
 
@@ -25,20 +26,6 @@ def records(store: ArtifactStore, manifest: Manifest, *, table: str = "") -> Ite
         yield from jsonl(store, manifest)
     else:
         raise SpecError(f"a {manifest.kind} artefact holds no posts; pull it without --format")
-
-
-def jsonl(store: ArtifactStore, manifest: Manifest) -> Iterator[dict[str, Any]]:
-    """The records of a batch, in the order of their index."""
-    for entry in manifest.matching("part-*.jsonl"):
-        with store.open(manifest.ref, entry) as stream:
-            for number, line in enumerate(stream, 1):
-                try:
-                    record = load_json(line)
-                except ValueError as error:
-                    raise DataError(f"{manifest.ref}/{entry.path}, line {number}: not JSON") from error
-                if not isinstance(record, dict):
-                    raise DataError(f"{manifest.ref}/{entry.path}, line {number}: no JSON object")
-                yield record
 
 
 def _posts(store: ArtifactStore, manifest: Manifest) -> Iterator[dict[str, Any]]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from cli.output import duration, size
-from cli.records import jsonl
+from cli.batch_lines import jsonl
+from cli.quantities import duration, size
 from cli.runs import RunRecord, RunStatus, StageStatus
 from jobs.artifacts import MANIFEST, ArtifactStore, FileEntry, Manifest
 from jobs.specs import BugurtError, DataError, ScrapeSpec

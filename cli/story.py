@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from cli.follow import PROGRESS_LINE, bar
 from cli.options import OPTIONS
-from cli.output import duration, is_terminal, say
+from cli.output import is_terminal, say
+from cli.quantities import duration
 from cli.run_page import read_funnel, took
 from jobs.artifacts import ArtifactStore, Manifest
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cli.clusters.base import Cluster, JobState, JobStatus, job_name
-from cli.output import duration
+from cli.quantities import duration
 from cli.runs import RunRecord, RunState, RunStatus, StageStatus, load_progress, load_record, load_status
 from jobs.artifacts import ArtifactStore
 from jobs.specs import ScrapeSpec

@@ -434,7 +434,7 @@ def test_a_configuration_beyond_its_weights_makes_nothing(model: MadeModel, tmp_
 
 
 def test_batches() -> None:
-    from cli.records import jsonl
+    from cli.batch_lines import jsonl
 
     _, store = memory()
     ref = "batch/" + "0c" * 10

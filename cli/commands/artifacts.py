@@ -44,7 +44,8 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List artefacts, newest first."""
-    from cli.output import age, print_json, print_table, size
+    from cli.output import age, print_json, print_table
+    from cli.quantities import size
     from jobs.specs import KINDS, SpecError
 
     if kind is not None and kind not in KINDS:
@@ -76,7 +77,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Print what an artefact is, and a readable sample of it."""
-    from cli.output import age, print_json, say, size
+    from cli.output import age, print_json, say
+    from cli.quantities import size
 
     store = open_store()
     manifest = store.manifest(store.resolve(ref))

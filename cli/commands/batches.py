@@ -64,8 +64,8 @@ def show(
     import itertools
     import json
 
+    from cli.batch_lines import jsonl
     from cli.output import page, say
-    from cli.records import jsonl
 
     store = open_store()
     manifest = find(store, batch)
@@ -137,7 +137,7 @@ def compare(
 
 def _pairs(store: ArtifactStore, a: Manifest, b: Manifest, number: int) -> list[tuple[str, Any, Any]]:
     """The first records of both that share a prompt, in the order of the first batch."""
-    from cli.records import jsonl
+    from cli.batch_lines import jsonl
 
     theirs: dict[str, list[dict[str, Any]]] = {}
     for record in jsonl(store, b):

@@ -23,8 +23,9 @@ def gc(
 ) -> None:
     """Remove half-written artefacts, abandoned uploads, dead leases, and checkpoints of models that are done."""
     from cli.garbage import collect
-    from cli.output import print_json, say, size
+    from cli.output import print_json, say
     from cli.places import open_store
+    from cli.quantities import size
 
     settings = options.settings()
     found = collect(open_store(settings), older_than * 3600, dry_run=dry_run)

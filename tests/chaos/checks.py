@@ -26,7 +26,7 @@ KINDS = ("source", "posts", "dataset", "model", "batch")
 FINAL = {64, 65, 78}
 #: Files of a run's folder, beside checkpoints.
 _RUN_FILES = re.compile(
-    r"run\.json|status\.json|driver/log\.txt|(scrape|preprocess|train|generate)/(shard-\d{5}/)?(progress\.json|log\.txt)"
+    r"run\.json|status\.json|index\.html|driver/log\.txt|(scrape|preprocess|train|generate)/(shard-\d{5}/)?(progress\.json|log\.txt)"
 )
 #: A model's files that do not tell how long something took.
 _LASTING = (".safetensors", "tokenizer.json", "style.json", "config.json")

@@ -61,6 +61,7 @@ class Task:
 
 #: Executes a container and returns its exit code (None is 0); a BugurtError ends it as in ``jobs.stage``.
 Runner = Callable[[Task], int | None]
+STILL_AT_WORK = -1  # what a runner may answer instead of an exit code, to be asked again a moment later
 
 FaultKind = Literal["exit", "evict", "oom", "drain", "image", "start", "admission"]
 
@@ -110,6 +111,7 @@ class ControlPlane:
         """``gpus``: of the one node. ``secrets``: by name; by default those that the templates want, empty."""
         self.host = "https://fake.invalid"
         self.runner: Runner = runner or (lambda task: 0)
+        self._at_work: dict[str, Task] = {}  # by pod
         self.gpus = gpus
         self.secrets = dict(secrets if secrets is not None else {"bugurt-s3": {}, "bugurt-telegram": {}})
         self.kueue = kueue
@@ -749,6 +751,24 @@ class ControlPlane:
             else:
                 self._end_pod(pod, fault.code, said=fault.message)
             return
+        task = self._at_work.pop(meta["name"], None) or self._begin(pod)
+        try:
+            code = int(self.runner(task) or 0)
+            words = task.lines[-1] if task.lines else ""
+        except BugurtError as error:
+            code, words = int(error.exit_code), json.dumps({"level": "error", "message": str(error)})
+            task.lines.append(words)
+        if code == STILL_AT_WORK:
+            self._at_work[meta["name"]] = task
+            self._idle = 0
+            return
+        stamped = self.logs.setdefault(meta["name"], [])
+        for number, line in enumerate(task.lines):
+            stamped.append((f"{self.now:%Y-%m-%dT%H:%M:%S}.{number:09d}Z", line))
+        self._end_pod(pod, code, said=words if code else "")
+
+    def _begin(self, pod: Object) -> Task:
+        meta = pod["metadata"]
         shard = meta["labels"].get(INDEX)
         siblings = [p for p in self.pods_of(meta["labels"][JOB_NAME]) if p["metadata"]["labels"].get(INDEX) == shard]
         task = Task(
@@ -760,16 +780,7 @@ class ControlPlane:
             env=self.environment(pod),
         )
         self.runs.append(task)
-        try:
-            code = int(self.runner(task) or 0)
-            words = task.lines[-1] if task.lines else ""
-        except BugurtError as error:
-            code, words = int(error.exit_code), json.dumps({"level": "error", "message": str(error)})
-            task.lines.append(words)
-        stamped = self.logs.setdefault(meta["name"], [])
-        for number, line in enumerate(task.lines):
-            stamped.append((f"{self.now:%Y-%m-%dT%H:%M:%S}.{number:09d}Z", line))
-        self._end_pod(pod, code, said=words if code else "")
+        return task
 
     def _end_pod(
         self,
