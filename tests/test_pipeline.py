@@ -1,12 +1,8 @@
-"""The whole way on one machine, with the real stages: what comes out, and what kills do to it."""
+"""The whole way on one machine, with the real stages: and what comes out. What kills do to it: ``tests/chaos``."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +12,6 @@ from tests.projects import Project
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLE = ROOT / "examples" / "channel"
-STAGES = ("scrape", "preprocess", "train", "generate")
 #: A pipeline that takes seconds: a few steps of training say nothing of quality, and all of the plumbing.
 #: The learning rate is such that after them the model ends a post now and then: one without an end is refused.
 QUICK = (
@@ -118,71 +113,6 @@ def open_with_other_tools(pulled: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(pulled / "model")
     ids = tokenizer("привет", return_tensors="pt").input_ids
     assert model(ids).logits.shape[-1] == len(tokenizer) == model.config.vocab_size
-
-
-def pids_of(job: Path) -> list[int]:
-    """The supervisor of a Job and its children."""
-    try:
-        supervisor = int((job / "pid").read_text())
-        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text()
-    except (OSError, ValueError):
-        return []
-    return [supervisor, *map(int, children.split())]
-
-
-class Killer(threading.Thread):
-    """Sends SIGKILL to one process of a run's Jobs now and then, until it has done so often enough."""
-
-    def __init__(self, project: Project, seed: int, kills: int, components: tuple[str, ...]) -> None:
-        super().__init__(daemon=True)
-        self.random = random.Random(seed)
-        self.jobs = project.folder / ".bugurt" / "jobs"
-        self.components, self.left = components, kills
-        self.done: list[str] = []
-        self.stop = threading.Event()
-
-    def run(self) -> None:
-        while self.left and not self.stop.wait(self.random.uniform(0.3, 2.5)):
-            targets = [
-                (job.name, pid)
-                for job in sorted(self.jobs.glob("*"))
-                if any(f"-{c}" in job.name for c in self.components)
-                for pid in pids_of(job)
-            ]
-            if not targets:
-                continue
-            name, pid = self.random.choice(targets)
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-            self.left -= 1
-            self.done.append(name)
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.slow
-def test_kills_change_nothing_in_what_comes_out(small: Project, tmp_path: Path) -> None:
-    """Processes of every stage, their supervisors and the driver are killed; submitting again ends in the same."""
-    small.ok(*submit(small), "--wait")
-    undisturbed = contents(small)
-    run = small.json("runs")[0]["run"]
-    small.ok("artifacts", "rm", "--force", *undisturbed)
-    assert contents(small) == {}
-
-    seed = int(os.environ.get("BUGURT_CHAOS_SEED", "7"))
-    killer = Killer(small, seed, int(os.environ.get("BUGURT_KILLS", "8")), (*STAGES, "driver"))
-    killer.start()
-    for _ in range(40):
-        done = small.run(*submit(small), "--wait")
-        if done.returncode == 0 and small.json("status", run)["state"] == "succeeded":
-            break
-    killer.stop.set()
-    killer.join()
-    assert small.json("status", run)["state"] == "succeeded", done.stderr
-    assert killer.done, "nothing was killed: the test proves nothing"
-    assert contents(small) == undisturbed, f"after kills of {killer.done}"
-    assert_whole(small)
 
 
 @pytest.mark.slow
