@@ -72,8 +72,8 @@ EXPORT = export(
 
 
 def read_export(data: bytes) -> None:
-    from jobs.posts import to_batch
     from jobs.scrape.desktop import find_chat, read_chat
+    from jobs.scrape.parquet import to_batch
 
     def opener() -> io.BytesIO:
         return io.BytesIO(data)
@@ -110,7 +110,7 @@ def test_zip_archives(tmp_path: Path) -> None:
 
 
 def test_json_lines_and_text() -> None:
-    from jobs.posts import to_batch
+    from jobs.scrape.parquet import to_batch
     from jobs.scrape.plain import read_jsonl, read_text
 
     def jsonl(data: bytes) -> None:
@@ -317,7 +317,9 @@ def tables(seed: int, *whole: pa.Table, count: int) -> Iterator[bytes]:
 
 
 def test_shards_of_posts(tmp_path: Path) -> None:
-    from jobs.posts import Post, latest_posts, to_batch
+    from jobs.posts import latest_posts
+    from jobs.record import Post
+    from jobs.scrape.parquet import to_batch
 
     posts = [Post(id=n, channel="c", text=f"КОТ {n}", date=datetime(2020, 1, n, tzinfo=UTC)) for n in range(1, 9)]
     file = tmp_path / "part-00000.parquet"
@@ -327,7 +329,7 @@ def test_shards_of_posts(tmp_path: Path) -> None:
         for batch in latest_posts([file]):
             batch.to_pylist()
 
-    each(tables(22, pa.Table.from_batches([to_batch(posts)]), count=150), read)
+    each(tables(22, pa.Table.from_batches([pa.record_batch(to_batch(posts))]), count=150), read)
 
 
 def test_datasets(tmp_path: Path) -> None:

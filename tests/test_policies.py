@@ -140,7 +140,8 @@ def test_all_work_under_their_policies(
     guarded, env = behind("driver")
     gates.append(guarded)
     assert drive(ArtifactStore.from_env(env), FakeCluster(), run) == 0
-    assert _written(guarded) == {f"arn:aws:s3:::{s3_env['BUGURT_S3_BUCKET']}/{PREFIX}/runs/{run}/status.json"}
+    place = f"arn:aws:s3:::{s3_env['BUGURT_S3_BUCKET']}/{PREFIX}/runs/{run}"
+    assert _written(guarded) == {f"{place}/status.json", f"{place}/index.html"}
 
     assert [g.refused for g in gates] == [[]] * len(gates)
     assert "denies access" in project.fails(78, "gc", "--older-than", "0")

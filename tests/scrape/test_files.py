@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.artifacts import ArtifactStore
-from jobs.posts import POST_SCHEMA, to_batch
+from jobs.posts import POST_SCHEMA
 from jobs.scrape import tolerant
 from jobs.scrape.archive import open_archive
 from jobs.scrape.desktop import find_chat, read_chat
 from jobs.scrape.files import run as run_files
+from jobs.scrape.parquet import to_batch
 from jobs.specs import DataError, ExitCode, ScrapeSpec
 from tests.conftest import RunStage
 

@@ -15,7 +15,7 @@ from jobs.artifacts import ArtifactStore
 from jobs.specs import ScrapeSpec
 from tests.conftest import RunStage, S3Server
 from tests.telegram.channel import make_channel
-from tests.telegram.faults import Faults, cut, delay, error, flood
+from tests.telegram.faults import Faults, cut, error, flood, hold
 from tests.telegram.server import TelegramServer
 
 from .conftest import Serve, telegram_env
@@ -28,7 +28,8 @@ def test_two_scrapes_of_one_session_take_turns(
     store: ArtifactStore, s3_env: dict[str, str], serve: Serve, tmp_path: Path
 ) -> None:
     one, two = make_channel(1, 400), make_channel(2, 300, channel_id=22, username="second")
-    running = serve(one, two, forbid_sharing=True, faults=Faults(delay(0.05, "messages.GetHistory")))
+    held, gate = hold()
+    running = serve(one, two, forbid_sharing=True, faults=Faults(held))
     env = {**s3_env, **telegram_env(running.server)}
     specs = [ScrapeSpec(channel="@bugurt_test"), ScrapeSpec(channel="@second")]
     stages = []
@@ -36,10 +37,13 @@ def test_two_scrapes_of_one_session_take_turns(
         folder = tmp_path / str(number)
         folder.mkdir()
         stages.append(Stage(spec, env, folder, run=f"run-{number}"))
+    gate.reached.result(60)
+    while not any("the Telegram session is in use" in stage.log() for stage in stages):
+        assert not any(stage.ends_within(0.05) for stage in stages)
+    gate.release()
     ends = [stage.end() for stage in stages]
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert running.server.overlaps == 0
-    assert any("the Telegram session is in use" in log for _, log, _ in ends)
     check(rows(store, specs[0].ref()), one)
     check(rows(store, specs[1].ref()), two)
     assert not list(store.bucket.list("leases/"))
