@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := build/tools
-# Tests in three processes: many of them wait, or start processes of their own.
-PYTEST_ARGS ?= -n 3 --dist worksteal
+# Tests in four processes: many of them wait, or start processes of their own.
+PYTEST_ARGS ?= -n 4 --dist worksteal
 
 # Rounds of chaos, some 20 seconds each.
 ROUNDS ?= 20

@@ -105,6 +105,7 @@ def start(spec: GenerateSpec, env: dict[str, str], folder: Path, **extra: str) -
     )
 
 
+@pytest.mark.slow
 def test_shards_kills_and_order_do_not_matter(
     store: ArtifactStore,
     run_stage: RunStage,

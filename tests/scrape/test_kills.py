@@ -31,6 +31,7 @@ def start(spec: ScrapeSpec, running: ServerThread, s3_env: dict[str, str], folde
     return Stage(spec, {**s3_env, **telegram_env(running.server)}, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120 + 30 * KILLS)
 def test_random_kills_lose_and_double_nothing(
     store: ArtifactStore, s3_env: dict[str, str], serve: Serve, tmp_path: Path

@@ -216,6 +216,7 @@ def test_a_bucket_out_of_reach_is_borne_twice(store: ArtifactStore, s3_env: dict
     assert committed(store, "r") == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare to make a small disk")
 def test_a_full_disk(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
     spec = TrainSpec.model_validate({**SPEC, "dataset": make_dataset(store), "checkpoint_steps": 2})

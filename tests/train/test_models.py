@@ -63,6 +63,7 @@ def mirror(
     )
 
 
+@pytest.mark.slow
 def test_a_pickled_hub_model_is_mirrored_as_safetensors_and_trained_offline(
     store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, repository: Path
 ) -> None:

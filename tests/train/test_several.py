@@ -73,6 +73,7 @@ def assert_same_curves(found: list[dict[str, float]], expected: list[dict[str, f
         assert b == pytest.approx(a, rel=2e-4)
 
 
+@pytest.mark.slow
 def test_three_processes_give_the_losses_of_one(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
     dataset = make_dataset(store)
     one = TrainSpec.model_validate({**SPEC, "batch_size": 6, "dataset": dataset})
@@ -175,6 +176,7 @@ def test_a_machine_whose_memory_does_not_suffice_begins_anew_with_less(
     assert asked == [None, (2, 2), (1, 4)]
 
 
+@pytest.mark.slow
 def test_two_machines_train_one_model(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
     spec = TrainSpec.model_validate({**SPEC, "batch_size": 2, "dataset": make_dataset(store)})
     with socket.socket() as probe:
