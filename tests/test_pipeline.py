@@ -1,4 +1,4 @@
-"""The whole way on one machine, with the real stages: and what comes out. What kills do to it: ``tests/chaos``."""
+"""The whole way on one machine, with the real stages. What kills do to it: ``tests/chaos``."""
 
 from __future__ import annotations
 
