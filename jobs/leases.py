@@ -81,6 +81,7 @@ class Lease:
         ).encode()
         self._stop = threading.Event()
         self.lost = threading.Event()
+        self._sending = False  # whether a claim is on its way
         self._thread: threading.Thread | None = None
         self._renewing = threading.Lock()
         self._renewed = time.monotonic()
@@ -93,7 +94,9 @@ class Lease:
     def _put(self) -> None:
         """Write the own claim."""
         self._renewed = time.monotonic()
+        self._sending = True
         self._bucket.put_bytes(self._path, self._body)
+        self._sending = False
         self._date = self._bucket.server_time()
         self._skew = None
 
@@ -210,6 +213,9 @@ class Lease:
             return
         try:
             self._bucket.delete([self._path])
+            if self._sending:  # a claim that was broken off on its way may arrive behind what removes it
+                time.sleep(0.5)
+                self._bucket.delete([self._path])
         except BugurtError as error:
             log.warning("could not give the lease back, it will expire: %s", error)
         finally:

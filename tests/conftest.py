@@ -28,9 +28,24 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first: with several processes, none of them is left alone with one at the end."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest tests first: with several processes, none of them is left alone with one at the end.
+
+    xdist gives each process a run of neighbours to begin with, so each run gets its share of the long ones.
+    """
+    workers = int(getattr(config, "workerinput", {}).get("workercount", 1))
+    long = [item for item in items if item.get_closest_marker("slow")]
+    short = [item for item in items if not item.get_closest_marker("slow")]
+    total, given = len(items), 0
+    items.clear()
+    for number in range(workers):
+        mine = long[number::workers]
+        size = (total - given) // (workers - number)  # as xdist's worksteal divides them
+        rest = max(0, size - len(mine))
+        items += mine + short[:rest]
+        del short[:rest]
+        given += size
+    items += short
 
 
 @dataclass(frozen=True)
