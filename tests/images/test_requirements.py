@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from .imports import ROOT, distributions, modules, pinned, reached
+from .scripts import load
 
 STAGES = ["scrape", "preprocess", "train", "generate"]
 #: What a stage imports only where the user asks for another engine than the image's.
@@ -19,19 +18,9 @@ THROUGH_OTHERS = {"scrape": {"cryptg", "python-socks"}, "train": {"tensorboard"}
 DRIVER = ["cli.driver", "cli.clusters.kubernetes"]
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("images_requirements", ROOT / "images" / "requirements.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def requirements() -> ModuleType:
-    return load()
+    return load("requirements")
 
 
 @pytest.mark.parametrize("image", [*STAGES, "driver", "s3"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import struct
 import sysconfig
@@ -11,17 +10,12 @@ from types import ModuleType
 
 import pytest
 
-from .imports import ROOT
+from .scripts import load
 
 
 @pytest.fixture(scope="module")
 def slim() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("images_slim", ROOT / "images" / "slim.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("slim")
 
 
 def library() -> Path:
