@@ -148,6 +148,8 @@ def utf16_spans(text: str, spans: Iterable[tuple[int, int]]) -> list[tuple[int, 
         return []
     if utf16_length(text) == len(text):  # both counts are the same
         size = len(text)
+        if all(o >= 0 and n >= 0 and o + n <= size for o, n in spans):
+            return spans
         bounds = [(min(max(o, 0), size), min(max(o + n, 0), size)) for o, n in spans]
         return [(start, max(end - start, 0)) for start, end in bounds]
     starts = [0]  # where each code point begins, in units; the last one is the end of the text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from telethon.tl import types as t
@@ -92,7 +92,7 @@ class Converter:
             return None
         text = message.message or ""
         entities = _entities(text, message.entities) if message.entities else []
-        media = _media(message.media) if message.media is not None else None
+        media = None if message.media is None else _media(message.media)
         replies, forward, reactions = message.replies, message.fwd_from, message.reactions
         return Post(
             message.id,
@@ -143,20 +143,18 @@ def _entities(text: str, entities: list[Any]) -> list[dict[str, Any]]:
             "type": _ENTITIES.get(type(e)) or _snake(type(e).__name__.removeprefix("MessageEntity")),
             "offset": offset,
             "length": length,
-            "url": _target(e),
+            "url": _TARGETS[type(e)](e) if type(e) in _TARGETS else None,
         }
         for e, (offset, length) in zip(entities, spans, strict=True)
     ]
 
 
-def _target(entity: Any) -> str | None:
-    if isinstance(entity, t.MessageEntityTextUrl):
-        return str(entity.url)
-    if isinstance(entity, t.MessageEntityMentionName):
-        return f"tg://user?id={entity.user_id}"
-    if isinstance(entity, t.MessageEntityCustomEmoji):
-        return f"tg://emoji?id={entity.document_id}"
-    return None
+#: What an entity points to, for those that point to something.
+_TARGETS: dict[type, Callable[[Any], str]] = {
+    t.MessageEntityTextUrl: lambda e: str(e.url),
+    t.MessageEntityMentionName: lambda e: f"tg://user?id={e.user_id}",
+    t.MessageEntityCustomEmoji: lambda e: f"tg://emoji?id={e.document_id}",
+}
 
 
 def _links(text: str, entities: list[dict[str, Any]], markup: Any) -> list[str]:
@@ -167,7 +165,9 @@ def _links(text: str, entities: list[dict[str, Any]], markup: Any) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _media(media: Any) -> str:
+def _media(media: Any) -> str | None:
+    if isinstance(media, t.MessageMediaEmpty):
+        return None
     if not isinstance(media, t.MessageMediaDocument):
         return _MEDIA.get(type(media), "other")
     attributes: Mapping[type, Any] = {type(a): a for a in getattr(media.document, "attributes", ())}

@@ -13,6 +13,7 @@ from telethon import functions
 from jobs.scrape.session import Session
 
 PAGE = 100  # Telegram gives no more, whatever is asked for
+TURNS = 8  # of the event loop, in which a request passes through Telethon's queues and leaves
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class History:
         try:
             while (page := await task) is not None:
                 task = asyncio.ensure_future(self._page(page.messages[-1].id))
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
                 yield page
         finally:
             if not task.done():

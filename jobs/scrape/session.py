@@ -13,6 +13,7 @@ from telethon.sessions import StringSession
 from telethon.tl import TLRequest, types
 
 from jobs.artifacts import Lease
+from jobs.scrape import decode
 from jobs.specs import BugurtError, ConfigError, Interrupted, ScrapeSpec, TemporaryError
 from jobs.stage import StageContext
 from jobs.telegram import LOGIN, TelegramSettings, duration, explain, make_client
@@ -38,6 +39,7 @@ class Session:
         self._takeout: int | None = None
         self.account_id = 0
         self.stopped = asyncio.Event()
+        decode.install()
         self.client: TelegramClient = make_client(
             StringSession(settings.session), settings.api_id, settings.api_hash, settings.proxy
         )

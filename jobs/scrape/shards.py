@@ -42,6 +42,7 @@ class ShardWriter:
         self._ctx = ctx
         self._out = ctx.writer()
         self._size = ctx.spec.shard_posts
+        self._batch = min(BATCH_ROWS, self._size)
         self.cursor = 0
         self.counts: Counter[str] = Counter()
         self._own: list[FileEntry] = []
@@ -95,7 +96,9 @@ class ShardWriter:
         if partial is not None:
             for batch in read_shard(rest):
                 for row in rows(batch):
-                    self._put(Post(**row))
+                    self._hold(Post(**row))
+                    if self._batch_is_full():
+                        self._spill()
             rest.unlink()
         self.cursor = cursor
         self.counts.update({str(k): int(v) for k, v in counts.items()})
@@ -137,20 +140,32 @@ class ShardWriter:
     # -- adding
 
     def add(self, post: Post, cursor: int) -> None:
-        """Add a row; ``cursor``: the last message id that it covers."""
-        self._put(post)
+        """Add a row; ``cursor``: the last message id that it covers. Writes and uploads what is due."""
+        if self.hold(post, cursor):
+            self.write()
+
+    def hold(self, post: Post, cursor: int) -> bool:
+        """As ``add``, but leaves the work to its caller: True when ``write`` has to be called before the next row."""
+        self._hold(post)
         self.counts[_kind(post)] += 1
         self.cursor = cursor
+        return self._batch_is_full() or self._written + len(self._rows) >= self._size
+
+    def write(self) -> None:
+        """Write the rows that are held, and upload the shard once it is whole."""
+        if self._batch_is_full():
+            self._spill()
         if self._written + len(self._rows) >= self._size or self._heavy:
             self._end_shard()
             self._store_state(partial=False)
 
-    def _put(self, post: Post) -> None:
+    def _hold(self, post: Post) -> None:
         self._rows.append(post)
         self._held += len(post.text) + ENTITY_COST * (len(post.entities) + len(post.links) + len(post.reactions))
         self._heavy = self._held > MAX_HELD
-        if len(self._rows) >= min(BATCH_ROWS, self._size) or self._heavy:
-            self._spill()
+
+    def _batch_is_full(self) -> bool:
+        return len(self._rows) >= self._batch or self._heavy
 
     def _path(self) -> Path:
         return self._ctx.workdir / f"part-{self._number:05d}.parquet"

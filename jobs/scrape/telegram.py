@@ -127,8 +127,7 @@ class Walk:
         pages = history.pages(after)
         try:
             async for page in pages:
-                # In a thread, for a shard's upload must not keep the connection from being served.
-                await asyncio.to_thread(self._take, page)
+                await self._take(page)
                 self._ctx.progress.update(
                     message=f"reading {self._template.channel}",
                     done=self._base.posts + self._out.counts["posts"],
@@ -139,9 +138,9 @@ class Walk:
                     break
         finally:
             await pages.aclose()
-        await asyncio.to_thread(self._end)
+        await self._end()
 
-    def _take(self, page: Page) -> None:
+    async def _take(self, page: Page) -> None:
         self._convert.learn(page.chats, page.users)
         for message in page.messages:
             post = self._convert.post(message)
@@ -153,13 +152,13 @@ class Walk:
                 self._last = post.id
                 continue
             if album is not None:
-                self._emit(album, self._last)
+                await self._emit(album, self._last)
                 if self._full:
                     self._album = None
                     return
             self._album, self._last = post, post.id
 
-    def _emit(self, post: Post, last: int) -> None:
+    async def _emit(self, post: Post, last: int) -> None:
         """Add a whole post whose last message is ``last``."""
         if self._window.passed(post):
             self._full = True
@@ -167,25 +166,30 @@ class Walk:
         if not self._window.accepts(post):
             return
         for number in self._known.gone_before(post.id):
-            self._out.add(self._known.deletion(number, self._template), number)
+            await self._add(self._known.deletion(number, self._template), number)
         if post.id <= self._base.newest_id:
             changed = self._known.compare(post)
             if changed is not None:
-                self._out.add(changed, last)
+                await self._add(changed, last)
             return
         limit = self._window.limit
         if limit is not None and post.service is None and self._out.counts["posts"] >= limit:
             self._full = True
             return
-        self._out.add(post, last)
+        await self._add(post, last)
 
-    def _end(self) -> None:
+    async def _add(self, post: Post, last: int) -> None:
+        if self._out.hold(post, last):
+            # In a thread, for a shard's upload must not keep the connection from being served.
+            await asyncio.to_thread(self._out.write)
+
+    async def _end(self) -> None:
         if self._album is not None:
-            self._emit(self._album, self._last)
+            await self._emit(self._album, self._last)
             self._album = None
         if not self._full or self._window.limit is None:
             for number in self._known.gone_before(None):
-                self._out.add(self._known.deletion(number, self._template), number)
+                await self._add(self._known.deletion(number, self._template), number)
 
     def _keep(self) -> None:
         try:
