@@ -1,8 +1,7 @@
 """Reading pages of a history faster than Telethon does: the same objects, by the same generated code.
 
-Most of a scrape's own time goes into reading what Telegram sends. Two things of Telethon's make up a third of that:
-its reader looks a format up for each number, and its messages set 60 attributes each, twice as many as are sent, for
-conveniences that a scrape has no use for.
+Most of a scrape's own time goes into reading what Telegram sends. A third of that (32 µs a message, then 22) goes when
+the reader has its formats compiled, and when a message is its fields alone, without Telethon's conveniences.
 """
 
 from __future__ import annotations
