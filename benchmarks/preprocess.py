@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import pyarrow as pa
 
 from benchmarks.common import Row, arguments, report, row, say, timed
 
@@ -195,6 +196,7 @@ def one_run(posts: int, workers: int, lines: list[str], model: str) -> dict[str,
         with Workers(workers or usable_cores(), pipeline.TASKS) as first:
             # The server that forks the workers starts once a process: another start of Python and its imports.
             list(first.map(len, ["", ""]))
+        pa.array([])  # for which pyarrow imports pandas, where it is installed; the image does not have it
         with Watch() as watch:
             begun = time.perf_counter()
             pipeline.run(context)

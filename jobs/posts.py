@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -79,7 +80,7 @@ def _latest_rows(shards: Sequence[Path]) -> pa.Int64Array:
     if not parts:
         return pa.array([], pa.int64())
     keys = pa.concat_tables(parts)
-    keys = keys.append_column("row", pa.array(range(keys.num_rows), pa.int64()))
+    keys = keys.append_column("row", pa.array(np.arange(keys.num_rows)))
     newest = keys.group_by(["channel", "id"]).aggregate([("row", "max")])["row_max"].combine_chunks()
     newest = newest.take(pc.sort_indices(newest))
     alive = pc.invert(keys["deleted"].take(newest))

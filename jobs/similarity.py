@@ -22,6 +22,7 @@ PERMUTATIONS = 128  # slots of a signature
 MAX_MISS = 0.005  # chance to miss a pair whose similarity is exactly the threshold
 MAX_ROWS = 16
 SEED = 20_200_229
+_AT_ONCE = 1 << 15  # windows; what is worked on stays in the cache of a core
 ALGORITHM = 1  # raise when hashes, signatures or normalisation change: stored artefacts depend on them
 
 Hashes = NDArray[np.uint64]
@@ -56,18 +57,23 @@ def shingle_many(normalised: Sequence[str]) -> tuple[Hashes, NDArray[np.uint64]]
     counts = np.where(lengths > 0, lengths - SHINGLE + 1, 0)
     offsets = np.zeros(len(padded) + 1, np.uint64)
     np.cumsum(counts, out=offsets[1:])
-    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+    codes = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32)
     if len(codes) < SHINGLE:
         return np.zeros(0, np.uint64), offsets
     windows = len(codes) - SHINGLE + 1
-    hashes = codes[:windows].copy()
-    for place in range(1, SHINGLE):
-        hashes = hashes * _MULTIPLIER + codes[place : place + windows]
     within = np.ones(len(codes), bool)
     ends = np.cumsum(lengths)[lengths > 0]
     for back in range(1, SHINGLE):
         within[ends - back] = False  # these windows would reach into the next text
-    return _mix(hashes[within[:windows]]), offsets
+    parts = []
+    for start in range(0, windows, _AT_ONCE):
+        stop = min(start + _AT_ONCE, windows)
+        hashes = codes[start:stop].astype(np.uint64)
+        for place in range(1, SHINGLE):
+            hashes *= _MULTIPLIER
+            hashes += codes[start + place : stop + place]
+        parts.append(_mix(hashes[within[start:stop]]))
+    return np.concatenate(parts), offsets
 
 
 def shingles(text: str, *, normalised: bool = False) -> Hashes:

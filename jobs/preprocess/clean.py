@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from jobs.preprocess.corpus import DROPPED, KEPT, Ints, write_arrow
 from jobs.preprocess.draft import Draft, Entity
@@ -73,7 +74,7 @@ class Cleaned:
     keys: Hashes  # (posts, bands)
     upper: Ints
     lower: Ints
-    buckets: Ints
+    buckets: NDArray[np.int32]
     dropped_ids: Ints
     dropped_channels: list[str]
     dropped_codes: Ints
@@ -144,7 +145,7 @@ def clean_batch(task: CleanTask) -> Cleaned:
         keys=task.banding.keys(flat, offsets),
         upper=upper,
         lower=lower,
-        buckets=np.bincount(bucket_of(flat), minlength=BUCKETS),
+        buckets=np.bincount(bucket_of(flat), minlength=BUCKETS).astype(np.int32),
         dropped_ids=np.array(gone["id"], np.int64),
         dropped_channels=gone_channels,
         dropped_codes=gone_codes,

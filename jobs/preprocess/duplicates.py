@@ -90,6 +90,8 @@ def candidate_pairs(keys: Hashes, members: Ints) -> NDArray[np.int64]:
 
 def _pairs_within(group: Ints, keys: Hashes, size: int) -> Ints:
     count = len(group)
+    if count == 2:  # most groups
+        return group[:1] * size + group[1:]
     if count <= GROUP:
         first, second = np.triu_indices(count, 1)
         return group[first] * size + group[second]

@@ -48,16 +48,16 @@ def encode_rows(task: EncodeTask) -> Encoded:
     """Tokenise, frame and write the posts."""
     table = task.rows.read(KEPT.names)
     texts: list[str] = table["text"].to_pylist()
-    found = encoder(task.tokenizer).encode([t.lower() for t in texts] if task.lower else texts)
-    begin, end = task.frame
-    sizes = np.fromiter((len(ids) + 2 for ids in found), np.int64, len(found))
-    offsets = np.zeros(len(found) + 1, np.int32)
+    ids, sizes = encoder(task.tokenizer).encode_flat([t.lower() for t in texts] if task.lower else texts)
+    sizes = sizes + 2
+    offsets = np.zeros(len(texts) + 1, np.int32)
     np.cumsum(sizes, out=offsets[1:])
     flat = np.empty(int(offsets[-1]), np.int32)
-    for ids, start, stop in zip(found, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        flat[start] = begin
-        flat[start + 1 : stop - 1] = ids
-        flat[stop - 1] = end
+    within = np.ones(len(flat), bool)
+    for places, token in ((offsets[:-1], task.frame[0]), (offsets[1:] - 1, task.frame[1])):
+        flat[places] = token
+        within[places] = False
+    flat[within] = ids
     table = table.append_column("input_ids", pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat)).cast(TOKENS))
     table = table.append_column("cluster", pa.array(task.cluster, pa.int64()))
     table = table.append_column("held_out", pa.array(task.held_out))

@@ -20,6 +20,8 @@ from jobs.stage import StageContext
 
 BATCH_POSTS = 4096
 BATCH_BYTES = 32 * 1024 * 1024
+#: The first batches are small, so that the workers end at about the same time where there are no more of them.
+FIRST_BATCHES, FIRST_POSTS = 16, 1024
 
 Context = StageContext[PreprocessSpec]
 
@@ -63,17 +65,18 @@ def batches(ctx: Context) -> Iterator[pa.RecordBatch]:
     """The posts in batches of bounded size, whatever the sizes of the shards."""
     assert ctx.spec.posts is not None
     waiting: list[pa.RecordBatch] = []
-    rows = 0
+    rows = given = 0
     for batch in read_posts(ctx.store, ctx.spec.posts, COLUMNS):
         ctx.check_stop()
+        most = FIRST_POSTS if given < FIRST_BATCHES else BATCH_POSTS
         pieces = max(1, -(-batch.nbytes // BATCH_BYTES))
-        step = max(1, -(-batch.num_rows // pieces))
+        step = min(most, max(1, -(-batch.num_rows // pieces)))
         for start in range(0, batch.num_rows, step):
             waiting.append(batch.slice(start, step))
             rows += waiting[-1].num_rows
-            if rows >= BATCH_POSTS // 2 or pieces > 1:
+            if rows >= most // 2 or pieces > 1:
                 yield _one(waiting)
-                waiting, rows = [], 0
+                waiting, rows, given = [], 0, given + 1
     if waiting:
         yield _one(waiting)
 
@@ -99,7 +102,7 @@ def first_pass(ctx: Context, profile: str, where: str, workers: Workers) -> Corp
     posts = 0
     for part in workers.map(clean_batch, tasks):
         buckets += part.buckets
-        part.buckets = buckets[:0]
+        part.buckets = part.buckets[:0]
         dropped.update(part.dropped)
         changed.update(part.changed)
         merge_examples(examples, part.examples)

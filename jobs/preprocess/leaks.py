@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from jobs.preprocess.clean import bucket_of
 from jobs.preprocess.corpus import Ints, Rows
-from jobs.preprocess.pool import Workers
+from jobs.preprocess.pool import Workers, share_size
 from jobs.similarity import Hashes, distinct, jaccard, normalise, shingle_many, shingles
 
 POSTS_A_TASK = 4096
@@ -38,8 +38,9 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
     needed = np.zeros(len(held_out), np.int64)
     sizes = np.zeros(len(held_out), np.int64)
     for start in range(0, len(held_out), POSTS_A_TASK):
-        for number, text in enumerate(held_out.part(slice(start, start + POSTS_A_TASK)).texts(), start):
-            own = shingles(normalise(text), normalised=True)
+        texts = held_out.part(slice(start, start + POSTS_A_TASK)).texts()
+        flat, offsets = shingle_many([normalise(t) for t in texts])
+        for number, own in enumerate(map(distinct, np.split(flat, offsets[1:-1].astype(np.int64))), start):
             may_lack = lacking(len(own), threshold)
             rare = own[np.lexsort((own, buckets[bucket_of(own)]))][: 2 * may_lack + 1]
             hashes.append(rare)
@@ -130,8 +131,9 @@ def leaks(
     ``buckets``: how often the 5-grams of each bucket occur in the corpus; ``version``: differs from call to call.
     """
     write_rare(held_out, buckets, threshold, folder)
+    size = share_size(len(train), POSTS_A_TASK)
     tasks = (
-        LeakTask(train.part(slice(s, s + POSTS_A_TASK)), held_out, s, folder, version, threshold)
-        for s in range(0, len(train), POSTS_A_TASK)
+        LeakTask(train.part(slice(s, s + size)), held_out, s, folder, version, threshold)
+        for s in range(0, len(train), size)
     )
     return np.concatenate([np.zeros((0, 2), np.int64), *workers.map(find_leaks, tasks)])

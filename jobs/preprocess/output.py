@@ -25,6 +25,9 @@ from jobs.preprocess.tokenizer import TokenizerInfo, encoder
 POSTS_A_FILE = 200_000
 BLOCKS_A_FILE = 200_000
 ROWS_A_CHUNK = 8192
+ROWS_A_GROUP = 4096
+#: Columns that are the smaller for a dictionary; one of texts or tokens takes half of the time to write them.
+REPEATING = frozenset({"channel", "rule"})
 #: Pieces are packed in windows of so many tokens: memory stays bounded, and blocks hardly notice.
 WINDOW_TOKENS = 8_000_000
 
@@ -62,18 +65,29 @@ class ParquetFiles:
         self._stack = ExitStack()
         self._open: Any = None
         self._files = self._rows = 0
+        self._waiting: list[pa.Table] = []
 
     def add(self, table: pa.Table) -> None:
-        """Write a table as one row group."""
+        """Add rows; they are written once there are enough of them for a row group."""
+        self._waiting.append(table.cast(self._schema))
+        if sum(t.num_rows for t in self._waiting) >= ROWS_A_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        table = pa.concat_tables(self._waiting)
+        self._waiting = []
         if self._open is None:
             path = f"{self._name}.parquet" if self._single else f"{self._name}-{self._files:05d}.parquet"
             sink = self._stack.enter_context(self._writer.open(path))
+            dictionaries = sorted(REPEATING & set(self._schema.names))
             self._open = self._stack.enter_context(
-                pq.ParquetWriter(sink, self._schema, compression="zstd", compression_level=3)
+                pq.ParquetWriter(
+                    sink, self._schema, compression="zstd", compression_level=3, use_dictionary=dictionaries
+                )
             )
             self._files += 1
         if table.num_rows:
-            self._open.write_table(table.cast(self._schema), row_group_size=table.num_rows)
+            self._open.write_table(table, row_group_size=table.num_rows)
             self._rows += table.num_rows
         if self._rows >= self._limit and not self._single:
             self._close()
@@ -88,8 +102,9 @@ class ParquetFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and not self._files:
-            self.add(self._schema.empty_table())
+        if kind is None and (self._waiting or not self._files):
+            self._waiting = self._waiting or [self._schema.empty_table()]
+            self._write()
         self._stack.__exit__(kind, error, trace)
 
 
@@ -187,18 +202,19 @@ class DatasetWriter:
         self._changed.add(pa.Table.from_arrays(columns, names=CHANGED.names))
         path.unlink()
 
+    def finish(self) -> None:
+        """Pack and write what waits, and complete the files."""
+        with self._stack:
+            for blocks in self._blocks.values():
+                blocks.flush()
+
     def __enter__(self) -> DatasetWriter:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            with self._stack:
-                for blocks in self._blocks.values():
-                    blocks.flush()
-        else:
-            self._stack.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)  # which has nothing to do once the files are complete
 
 
 def _rows_of(column: pa.Array) -> Iterator[Tokens]:

@@ -8,9 +8,11 @@ comes out depends neither on the order of the shards nor on the number of worker
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +23,7 @@ from jobs.preprocess.encode import Encoded, EncodeTask, encode_rows
 from jobs.preprocess.gather import Context, Corpus, first_pass, join
 from jobs.preprocess.measure import Measures, form_of, share
 from jobs.preprocess.output import DatasetWriter, write_excluded
-from jobs.preprocess.pool import Workers, usable_cores
+from jobs.preprocess.pool import Workers, share_size, usable_cores
 from jobs.preprocess.profile import MAX_SIZE, Profile, builtin_text, parse_profile
 from jobs.preprocess.report import Findings, build_report
 from jobs.preprocess.sampling import language_shares, sample_texts, token_economy
@@ -54,6 +56,15 @@ class Clock:
         self.started = now
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the corpus before the second pass: posts left out by rule, some texts, their languages."""
+
+    excluded: Counter[str]
+    sample: list[str]
+    languages: list[tuple[str, float]]
+
+
 def load_profile_of(ctx: Context) -> tuple[Profile, str, str]:
     """The spec's profile, its TOML text and what to call its file in messages."""
     spec = ctx.spec
@@ -80,6 +91,8 @@ def load_profile_of(ctx: Context) -> tuple[Profile, str, str]:
 def run(ctx: Context) -> None:
     """Make and commit the dataset. Raises DataError when there are no posts, or too few are left."""
     spec = ctx.spec
+    # The trainer of tokenizers is no faster with two cores than with one, and the workers have a use for the others.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     profile, text, where = load_profile_of(ctx)
     ctx.input("posts")
     scratch = is_scratch(spec)
@@ -93,19 +106,31 @@ def run(ctx: Context) -> None:
         clock.lap("rules")
         if not len(corpus):
             raise DataError(_nothing_left(corpus, profile))
-        chosen = select(ctx, corpus, workers)
-        clock.lap("duplicates and split")
-        case, restore, upper_share = choose_case(spec, profile, corpus, chosen)
-        if tokenizer is None:
-            ctx.progress.update(message="training the tokenizer")
-            train = corpus.rows.part(chosen.kept[~chosen.held_out])
-            tokenizer = train_bpe(
-                bpe_texts(ctx, train, lower=case == "lower"), spec.vocab_size, ctx.workdir / "tokenizer", spec.model
-            )
+        # The trainer does most of its work on one core and without the GIL: let the others go on meanwhile.
+        with ThreadPoolExecutor(1) as aside:
+            training: Future[TokenizerInfo] | None = None
+
+            def begin(chosen: Selection) -> None:
+                nonlocal training
+                if scratch:
+                    lower = choose_case(spec, profile, corpus, chosen)[0] == "lower"
+                    texts = bpe_texts(ctx, corpus.rows.part(chosen.kept[~chosen.held_out]), lower=lower)
+                    training = aside.submit(train_bpe, texts, spec.vocab_size, ctx.workdir / "tokenizer", spec.model)
+
+            chosen = select(ctx, corpus, workers, begin)
+            clock.lap("duplicates and split")
+            writer = ctx.writer()
+            excluded = write_excluded(writer, corpus.dropped, rows=corpus.rows, duplicates=left_out(corpus, chosen))
+            sample = sample_texts(corpus, chosen.kept)
+            known = Known(excluded, sample, language_shares(sample))
+            if training is not None:
+                ctx.progress.update(message="training the tokenizer")
+                tokenizer = training.result()
             clock.lap("tokenizer")
-        writer = ctx.writer()
+        case, restore, upper_share = choose_case(spec, profile, corpus, chosen)
+        assert tokenizer is not None
         second_pass(
-            ctx, writer, corpus, chosen, tokenizer, workers, profile, clock,
+            ctx, writer, corpus, chosen, tokenizer, workers, profile, clock, known,
             case=case, restore=restore, upper_share=upper_share,
         )  # fmt: skip
 
@@ -155,6 +180,7 @@ def second_pass(
     workers: Workers,
     profile: Profile,
     clock: Clock,
+    known: Known,
     *,
     case: str,
     restore: str,
@@ -166,8 +192,9 @@ def second_pass(
     rows = corpus.rows.part(chosen.kept)
 
     def tasks() -> Iterator[EncodeTask]:
-        for number, start in enumerate(range(0, total, CHUNK_POSTS)):
-            part = slice(start, start + CHUNK_POSTS)
+        size = share_size(total, CHUNK_POSTS)
+        for number, start in enumerate(range(0, total, size)):
+            part = slice(start, start + size)
             yield EncodeTask(
                 number, rows.part(part), chosen.cluster[part], chosen.held_out[part], tokenizer.file,
                 (tokenizer.bos_token_id, tokenizer.eos_token_id), case == "lower", profile.separator,
@@ -175,22 +202,27 @@ def second_pass(
 
     done = 0
     parts: list[Encoded] = []
-    with DatasetWriter(writer, tokenizer, spec.block_size) as dataset:
+    with DatasetWriter(writer, tokenizer, spec.block_size) as dataset, ThreadPoolExecutor(1) as aside:
+        writing: Future[None] | None = None
         for part in workers.map(encode_rows, tasks()):
-            dataset.add(part.file)
+            if writing is not None:
+                writing.result()
+            writing = aside.submit(dataset.add, part.file)
             done += len(part.tokens)
             parts.append(part)
             ctx.progress.update(message="tokenising", done=done, total=total, unit="posts")
             ctx.check_stop()
+        if writing is not None:
+            writing.result()
+        finishing = aside.submit(dataset.finish)
+        writer.put_folder(tokenizer.folder, "tokenizer/")
+        measures = Measures.concatenate([p.measures for p in parts])
+        tokens = join([p.tokens for p in parts])
+        line_counts = np.sum([p.line_counts for p in parts], axis=0)
+        economy = token_economy(known.sample, tokenizer)
+        finishing.result()
     clock.lap("tokens and blocks")
-    excluded = write_excluded(writer, corpus.dropped, rows=corpus.rows, duplicates=left_out(corpus, chosen))
-    writer.put_folder(tokenizer.folder, "tokenizer/")
-
-    measures = Measures.concatenate([p.measures for p in parts])
-    tokens = join([p.tokens for p in parts])
-    line_counts = np.sum([p.line_counts for p in parts], axis=0)
-    sample = sample_texts(corpus, chosen.kept)
-    languages = language_shares(sample)
+    languages = known.languages
     style = Style(
         profile=profile.name,
         case="lower" if case == "lower" else "keep",
@@ -212,7 +244,7 @@ def second_pass(
         dropped=corpus.dropped_by,
         changed=corpus.changed_by,
         examples=corpus.examples,
-        duplicates=Counter({k: v for k, v in excluded.items() if k in ("duplicate", "near_duplicate")}),
+        duplicates=Counter({k: v for k, v in known.excluded.items() if k in ("duplicate", "near_duplicate")}),
         repeats=top_repeats(corpus, chosen),
         held_out=chosen.held_out,
         leaks_mended=chosen.leaks_mended,
@@ -220,7 +252,7 @@ def second_pass(
         tokens=tokens,
         months=months,
         languages=languages,
-        economy=token_economy(sample, tokenizer),
+        economy=economy,
         capitals=upper_share,
         style=style,
         blocks=dataset.blocks,

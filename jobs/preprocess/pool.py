@@ -48,6 +48,14 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
+def share_size(total: int, most: int) -> int:
+    """Items of a task out of ``total``: ``most`` where there are many, fewer where the workers would end unevenly.
+
+    It does not depend on the number of workers, so that neither does what they write.
+    """
+    return min(most, max(256, -(-total // 16)))
+
+
 class Workers:
     """A pool of ``count`` processes; with one, the work is done in this process. Use it with ``with``."""
 

@@ -38,6 +38,6 @@ def language_shares(texts: list[str]) -> list[tuple[str, float]]:
 
 def token_economy(texts: list[str], tokenizer: TokenizerInfo) -> dict[str, float]:
     """Tokens a character of the texts as they are, in lower case and in capitals."""
-    encode = encoder(tokenizer.file).encode
+    encode = encoder(tokenizer.file).encode_flat
     forms = {"as written": texts, "lower case": [t.lower() for t in texts], "capitals": [t.upper() for t in texts]}
-    return {name: share(sum(map(len, encode(form))), max(1, sum(map(len, form)))) for name, form in forms.items()}
+    return {name: share(int(encode(form)[1].sum()), max(1, sum(map(len, form)))) for name, form in forms.items()}

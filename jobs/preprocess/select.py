@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,8 +30,11 @@ class Selection:
     leaks_mended: int = 0
 
 
-def select(ctx: Context, corpus: Corpus, workers: Workers) -> Selection:
-    """Find clusters, cap them, split; and mend what the exact check of the split still finds."""
+def select(ctx: Context, corpus: Corpus, workers: Workers, chose: Callable[[Selection], None]) -> Selection:
+    """Find clusters, cap them, split; and mend what the exact check of the split still finds.
+
+    ``chose`` gets each selection before its check; what the last one got is what is returned.
+    """
     spec = ctx.spec
     ctx.progress.update(message="looking for duplicates")
 
@@ -44,6 +47,7 @@ def select(ctx: Context, corpus: Corpus, workers: Workers) -> Selection:
     mended = 0
     for attempt in range(1000):
         chosen = _choose(spec, corpus, sets, first, in_time)
+        chose(chosen)
         ctx.progress.update(message="checking the split")
         train = np.flatnonzero(~chosen.held_out)
         held = np.flatnonzero(chosen.held_out)

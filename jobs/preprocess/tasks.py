@@ -1,8 +1,13 @@
 """What worker processes run, in one place, so that they load this and not the storage and the reports."""
 
+import pyarrow as pa
+
 from jobs.preprocess.clean import clean_batch
 from jobs.preprocess.duplicates import verify_pairs
 from jobs.preprocess.encode import encode_rows
 from jobs.preprocess.leaks import find_leaks
+
+# Where pandas is installed pyarrow loads it for the first array; once for all workers is enough.
+pa.array([])
 
 __all__ = ["clean_batch", "encode_rows", "find_leaks", "verify_pairs"]

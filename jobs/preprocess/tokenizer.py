@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,11 +168,11 @@ def _forget_origin(path: Path) -> None:
     path.write_text(json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-# White space other than spaces and line breaks; U+180E was white space in older Unicode.
-_OTHER_SPACE = re.compile("[^\\S \n]|\u180e")
-_PIECE = re.compile(" ?[^ \n]+|\n")
 _JOINED = 256  # pieces that are encoded in one go
 _CACHED = 400_000  # pieces
+_CUT = "\x1f"  # white space to str.split, so that no text whose words stand apart has it
+
+Ids = NDArray[np.int32]
 
 
 class Encoder:
@@ -186,42 +185,68 @@ class Encoder:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
-        self._known: dict[str, list[int]] = {}
         self._newline = self._plain(["\n"])[0]
         self._by_pieces = splits_at_words(json.loads(file.read_text(encoding="utf-8"))) and len(self._newline) == 1
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin without any known piece but the line break."""
+        self._known = {"\n": 0}  # the number of each piece; its ids lie in ``_ids`` from ``_starts`` on
+        self._ids = self._newline
+        self._starts = np.array([0, len(self._newline)], np.int64)
 
     def encode(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text.
+        """Ids of each text."""
+        flat, sizes = self.encode_flat(texts)
+        return [ids.tolist() for ids in np.split(flat, np.cumsum(sizes)[:-1])] if texts else []
+
+    def encode_flat(self, texts: list[str]) -> tuple[Ids, NDArray[np.int64]]:
+        """Ids of the texts, one after the other, and how many each text has.
 
         GPT-2's kind of tokenizer cuts before a space and around a line break that stand between words, whatever
         the words are. So a word needs to be encoded only once, which is several times as fast, and the same.
         """
-        if not self._by_pieces:
-            return self._plain(texts)
-        pieces = [_PIECE.findall(t) if _words_apart(t) else None for t in texts]
-        self._learn(set(chain.from_iterable(p for p in pieces if p is not None)))
-        rest = iter(self._plain([t for t, p in zip(texts, pieces, strict=True) if p is None]))
-        known = self._known.__getitem__
-        return [next(rest) if p is None else list(chain.from_iterable(map(known, p))) for p in pieces]
+        apart = [self._by_pieces and _words_apart(t) for t in texts]
+        quick = [t for t, yes in zip(texts, apart, strict=True) if yes]
+        flat, sizes = self._by_words(quick)
+        if len(quick) == len(texts):
+            return flat, sizes
+        words = iter(np.split(flat, np.cumsum(sizes)[:-1]))
+        plain = iter(self._plain([t for t, yes in zip(texts, apart, strict=True) if not yes]))
+        parts = [next(words if yes else plain) for yes in apart]
+        return np.concatenate(parts), np.array([len(p) for p in parts], np.int64)
+
+    def _by_words(self, texts: list[str]) -> tuple[Ids, NDArray[np.int64]]:
+        """As ``encode_flat``, for texts whose words stand apart."""
+        if not texts:
+            return np.zeros(0, np.int32), np.zeros(0, np.int64)
+        marked = _CUT.join(texts).replace(" ", _CUT + " ").replace("\n", f"{_CUT}\n{_CUT}")
+        pieces = marked.split(_CUT)
+        self._learn(set(pieces))
+        numbers = np.fromiter(map(self._known.__getitem__, pieces), np.int64, len(pieces))
+        counts = np.fromiter((t.count(" ") + 2 * t.count("\n") + 1 for t in texts), np.int64, len(texts))
+        begins, lengths = self._starts[numbers], self._starts[numbers + 1] - self._starts[numbers]
+        ends = np.cumsum(lengths)
+        flat = self._ids[np.repeat(begins - ends + lengths, lengths) + np.arange(ends[-1])]
+        return flat, np.diff(ends[np.cumsum(counts) - 1], prepend=0)
 
     def _learn(self, pieces: set[str]) -> None:
         """Encode pieces that are not known yet, many in one text, with line breaks between them."""
         if len(self._known) > _CACHED:
-            self._known.clear()
-        (newline,) = self._newline
-        self._known["\n"] = self._newline
+            self._forget()
         new = sorted(pieces - self._known.keys())
-        groups = [new[n : n + _JOINED] for n in range(0, len(new), _JOINED)]
-        for group, ids in zip(groups, self._plain(["\n".join(g) for g in groups]), strict=True):
-            ids.append(newline)
-            start = 0
-            for piece in group:
-                stop = ids.index(newline, start)
-                self._known[piece] = ids[start:stop]
-                start = stop + 1
+        if not new:
+            return
+        groups = ["\n".join(new[n : n + _JOINED]) + "\n" for n in range(0, len(new), _JOINED)]
+        ids = np.concatenate(self._plain(groups))
+        breaks = np.flatnonzero(ids == self._newline[0])
+        # Without the line breaks the pieces lie one after the other; the n-th ends where n of them were left out.
+        self._starts = np.concatenate([self._starts, len(self._ids) + breaks - np.arange(len(breaks))])
+        self._ids = np.concatenate([self._ids, np.delete(ids, breaks)])
+        self._known.update(zip(new, range(len(self._known), len(self._known) + len(new)), strict=True))
 
-    def _plain(self, texts: list[str]) -> list[list[int]]:
-        return [e.ids for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    def _plain(self, texts: list[str]) -> list[Ids]:
+        return [np.array(e.ids, np.int32) for e in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int]) -> str:
         """The text of ids."""
@@ -235,7 +260,8 @@ class Encoder:
 
 def _words_apart(text: str) -> bool:
     """Whether the words stand apart by exactly one space or line break each, with none at the ends."""
-    return len(text.split()) == text.count(" ") + text.count("\n") + 1 and not _OTHER_SPACE.search(text)
+    # U+180E was white space in older Unicode, and is to some tokenizers
+    return bool(text) and " ".join(text.split()) == text.replace("\n", " ") and "\u180e" not in text
 
 
 def splits_at_words(tokenizer: dict[str, Any]) -> bool:

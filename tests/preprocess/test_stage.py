@@ -86,6 +86,8 @@ def table(store: ArtifactStore, ref: str, folder: Path, name: str) -> list[dict[
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many batches, chunks, files and windows out of few posts."""
     monkeypatch.setattr(gather, "BATCH_POSTS", 128)
+    monkeypatch.setattr(gather, "FIRST_POSTS", 64)
+    monkeypatch.setattr(output, "ROWS_A_GROUP", 60)
     monkeypatch.setattr(pipeline, "CHUNK_POSTS", 50)
     monkeypatch.setattr(output, "POSTS_A_FILE", 200)
     monkeypatch.setattr(output, "WINDOW_TOKENS", 4000)
