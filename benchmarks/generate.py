@@ -10,8 +10,10 @@ from the same distribution. Peers, in the same run on the same cores:
 
 Ours is the stage's own code: parts, sessions, every gate against ``--training`` posts, refused posts drawn again,
 records written to a bucket. Tokens are counted up to and with the end token, refused posts included (they are drawn
-by the peers as well); posts are those that pass. The rows of the gates give milliseconds a post beside the drawing,
-and so does the end of a batch: near-duplicates between parts, gallery, report. All of it takes some four minutes.
+by the peers as well); posts are those that pass. Ours and raw CTranslate2 are taken in turn, twice each, and the better
+one of either counts: what else the machine does meanwhile hits both alike. The rows of the gates give milliseconds a
+post beside the drawing, and so does the end of a batch: posts that are like those of other parts drawn anew, and the
+rest (merging, table, gallery, report). All of it takes some five minutes.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.common import Row, arguments, report, row, say, timed
 from jobs.artifacts import ArtifactStore
@@ -35,7 +38,7 @@ from jobs.generate.engines import Draw
 from jobs.generate.form import FormGate
 from jobs.generate.gates import Gates, _stop_words
 from jobs.generate.overlap import fold
-from jobs.generate.parts import Others
+from jobs.generate.parts import Others, Part
 from jobs.generate.pii import find_pii
 from jobs.generate.stage import Generation, cores
 from jobs.reporting import ProgressReporter
@@ -268,6 +271,18 @@ def our_rate(generation: Generation) -> tuple[float, float]:
     return tokens / seconds, posts / seconds
 
 
+def end_of_batch(generation: Generation) -> tuple[float, float]:
+    """Seconds from the last part to the commit, and how many of them went into drawing posts anew."""
+    draw, spent = generation.draw, [0.0]
+
+    def measured(parts: Iterable[Part]) -> None:
+        spent[0] += timed(lambda: draw(parts))[0]
+
+    with mock.patch.object(generation, "draw", measured):
+        seconds, _ = timed(generation.finish)
+    return seconds, spent[0]
+
+
 def gate_rows(generation: Generation, draws: Sequence[Draw], drawing: float) -> list[Row]:
     """Milliseconds that each gate takes a post; ``drawing``: milliseconds that drawing a post takes."""
     language, spec, training = generation.language, generation.spec, generation.training
@@ -326,29 +341,33 @@ def main() -> None:
             min_characters=1, compute_type="int8", device="cpu", stop_words=STOP_WORDS,
         )  # fmt: skip
         generation = open_generation(store, spec, Path(name) / "work")
-        ours, our_posts = our_rate(generation)
         converted = generation.ctx.workdir / "model" / "ctranslate2-int8"
-        raw, raw_posts = raw_rate(generation, converted, -(-options.posts // options.micro_batch))
+        ours, our_posts, raw, raw_posts = 0.0, 0.0, 0.0, 0.0
+        for _ in range(2):
+            generation.clear()  # what was drawn before would be found
+            ours, our_posts = max((ours, our_posts), our_rate(generation))
+            raw, raw_posts = max(
+                (raw, raw_posts), raw_rate(generation, converted, -(-options.posts // options.micro_batch))
+            )
         draws = generation._tools().engine.session(1).draw([[BEGIN]] * options.micro_batch)
         single, *batched = transformers_rates(folder, cap, [(1, 16), (16, 2), (32, 2), (64, 1)])
         best = max(range(3), key=lambda n: batched[n][0])
         best_posts, best_padded = max(b[1] for b in batched), max(b[2] for b in batched)
-        again, _ = raw_rate(generation, converted, -(-options.posts // options.micro_batch))
-        raw = max(raw, again)
         gates = gate_rows(generation, draws, 1000 / our_posts)
-        seconds, _ = timed(generation.finish)
+        end, anew = end_of_batch(generation)
         posts = store.manifest(generation.ctx.ref).counts["posts"]
-    each = 1000 * seconds / posts
-    gates.append(
-        row(
-            "putting the batch together",
-            each,
-            1000 / our_posts,
-            peer_name="drawing a post",
-            unit="ms/post",
-            better="lower",
+    for what, seconds in (("posts like those of other parts, drawn anew", anew), ("putting together", end - anew)):
+        each = 1000 * seconds / posts
+        gates.append(
+            row(
+                f"the end of the batch: {what}",
+                each,
+                1000 / our_posts,
+                peer_name="drawing a post",
+                unit="ms/post",
+                better="lower",
+            )
         )
-    )
     many = f"batched transformers ({(16, 32, 64)[best]} at a time)"
     rows = [
         row(

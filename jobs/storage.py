@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import io
 import logging
 import mimetypes
 import os
@@ -35,6 +36,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PART_SIZE = 16 * MIB  # of a multipart transfer; 10,000 parts, S3's limit, then hold 156 GiB
+FILE_PARTS = (4, 8)  # the least and most parts of a file on their way at a time
 STREAM_PARTS = 3  # parts of a stream on their way at a time: with one being filled, 64 MiB of memory
 RANGES_AHEAD = 3  # ranges of a download on their way besides the one that is wanted: 32 MiB of memory a file
 SMALL_OBJECT = 64 * MIB  # bound on what is read into memory whole: manifests, progress, logs
@@ -186,10 +188,11 @@ def _client_error(error: bx.ClientError, doing: str, settings: S3Settings) -> Bu
 class Bucket:
     """Objects under one prefix of one bucket. Paths are relative to the prefix. Safe to use from threads."""
 
-    def __init__(self, settings: S3Settings, *, max_concurrency: int = 8) -> None:
+    def __init__(self, settings: S3Settings, *, max_concurrency: int | None = None) -> None:
+        """``max_concurrency``: parts of a file on their way at a time; None: two a core, within ``FILE_PARTS``."""
         self.settings = settings
         self.prefix = settings.prefix.strip("/")
-        self._concurrency = max_concurrency
+        self._concurrency = max_concurrency = max_concurrency or _file_parts()
         with self._errors("connecting"):
             self.client = self._connect()
         self._transfer = TransferConfig(
@@ -230,8 +233,24 @@ class Bucket:
             verify=s.ca_bundle,
             config=config,
         )
+        known: Any = client.meta.config
+        unhashed: Any = {**(known.s3 or {}), "payload_signing_enabled": False}
+        bare = known.merge(Config(s3=unhashed))
+
+        def vouch(params: dict[str, Any], context: dict[str, Any], **rest: Any) -> None:
+            """Send the body's digest along; of files and parts of files it is the only one.
+
+            Without TLS botocore would read a body once more, for a SHA-256 to be signed. The digest is a header,
+            which is signed, too, and the manifest has the SHA-256 of the whole file, so large bodies go without, as
+            they do under TLS. What is in memory (manifests, progress) is small and keeps it, and so do requests
+            without a digest, such as the one that ends an upload.
+            """
+            if not isinstance(params["body"], bytes | bytearray | io.BytesIO):
+                context["client_config"] = bare
+            _add_digest(params)
+
         for operation in ("PutObject", "UploadPart"):
-            client.meta.events.register(f"before-call.s3.{operation}", _add_digest)
+            client.meta.events.register(f"before-call.s3.{operation}", vouch)
         return client
 
     @contextlib.contextmanager
@@ -468,10 +487,17 @@ class Bucket:
         return UploadStream(lambda source: self.put_stream(path, source))
 
 
-def _add_digest(params: dict[str, Any], **rest: Any) -> None:
+def _file_parts() -> int:
+    """One part waits for the network while another is digested; more on a core only get into each other's way."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    least, most = FILE_PARTS
+    return max(least, min(most, 2 * cores))
+
+
+def _add_digest(params: dict[str, Any]) -> None:
     """Send the body's MD5 along, which every S3 server checks: what it keeps is then what was sent.
 
-    The signature covers the body only where there is no TLS, and not every server checks it even then.
+    Signed hashes of bodies would not do: not every server compares them with what came.
     """
     body = params["body"]
     digest = hashlib.md5(usedforsecurity=False)

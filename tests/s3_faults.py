@@ -8,6 +8,7 @@
 - ``lost``: the request has its effect, and the connection is reset before the answer;
 - ``half_upload``: the server gets half of the request's body, and the connection ends;
 - ``corrupt_upload``: the server gets the request's body with one byte changed;
+- ``forged_upload``: as before, and the digest that goes along is that of the changed body;
 - ``clock``: 403 RequestTimeTooSkewed, what a server says to a machine whose clock is wrong;
 - ``stall``: the answer comes after two seconds;
 - ``truncate``: the headers promise the whole body, half of it comes, the connection closes;
@@ -24,6 +25,8 @@ The signature covers the Host header, which is passed on as it came, so the serv
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import http.client
 import socket
 import struct
@@ -158,8 +161,11 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
                 return
             if kind == "stall":
                 time.sleep(STALL)  # slowness is the fault itself
-            if kind == "corrupt_upload" and body:
+            if kind in ("corrupt_upload", "forged_upload") and body:
                 body = _flipped(body, proxy.spot(len(body)))
+            if kind == "forged_upload":
+                digest = hashlib.md5(body, usedforsecurity=False).digest()
+                self.headers.replace_header("Content-MD5", base64.b64encode(digest).decode())
             upstream = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60)
             try:
                 upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import ssl
@@ -413,6 +414,49 @@ def test_parts_of_a_large_upload_are_checked_too(s3_env: dict[str, str], faults:
     assert faults.broken
     with bucket.open("large", local.stat().st_size) as stream:
         assert stream.read() == local.read_bytes()
+
+
+def test_a_body_cannot_be_exchanged_together_with_its_digest(
+    s3_env: dict[str, str], faults: FaultyS3, tmp_path: Path
+) -> None:
+    """Without TLS, whoever stands in between can change both; but the digest is signed."""
+    local = tmp_path / "file"
+    local.write_bytes(os.urandom(17 * 2**20))
+    bucket = bucket_of(s3_env, ENDPOINT=faults.endpoint)
+    faults.break_next("forged_upload", method="PUT", contains="partNumber=2", times=100)
+    with pytest.raises(BugurtError):  # a server that refuses without reading it all may be heard to hang up
+        bucket.upload_file(local, "large")
+    assert faults.broken
+    faults.clear()
+    local.write_bytes(b"small")
+    faults.break_next("forged_upload", method="PUT", contains="small")
+    assert "refuses" in ends_in(ConfigError, lambda: bucket.upload_file(local, "small"))
+    assert list(bucket.list()) == []
+
+
+def test_each_byte_of_a_file_has_one_digest_of_its_request(s3_env: dict[str, str], tmp_path: Path) -> None:
+    """Files and their parts go with a signed Content-MD5 alone, small objects with a signed SHA-256 besides."""
+    bucket = bucket_of(s3_env)
+    sent: dict[str, tuple[str, bool]] = {}
+
+    def look(request: Any, **rest: Any) -> None:
+        headers = {k.lower(): v.decode() if isinstance(v, bytes) else v for k, v in request.headers.items()}
+        signed = headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0].split(";")
+        name = request.url.partition("?")[0].rpartition("/")[2] + ("?" if "?" in request.url else "")
+        sent[f"{request.method} {name}"] = (headers["x-amz-content-sha256"], "content-md5" in signed)
+
+    bucket.client.meta.events.register("before-send.s3", look)
+    local = tmp_path / "file"
+    local.write_bytes(b"x" * (17 * 2**20))
+    bucket.upload_file(local, "large")
+    local.write_bytes(b"a")
+    bucket.upload_file(local, "file")
+    with bucket.create("stream") as stream:
+        stream.write(b"x" * 100)
+    bucket.put_bytes("small", b"bytes")
+    assert sent["PUT large?"] == sent["PUT file"] == sent["PUT stream"] == ("UNSIGNED-PAYLOAD", True)
+    assert sent["PUT small"] == (hashlib.sha256(b"bytes").hexdigest(), True)
+    assert re.fullmatch("[0-9a-f]{64}", sent["POST large?"][0])  # the list of parts that ends the upload
 
 
 def test_an_upload_whose_end_was_not_heard_of_is_no_missing_object(

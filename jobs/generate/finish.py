@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,11 @@ class Finish:
                 writer.put_bytes(f"part-{number:05d}.jsonl", bytes(buffer))
                 buffer.clear()
 
+        def close_group() -> None:
+            table.write_table(pa.Table.from_pylist(rows, schema=schema))
+            self._count(rows)
+            rows.clear()
+
         with pq.ParquetWriter(parquet, schema, compression="zstd", version="2.6") as table:
             for line in lines:
                 self._ctx.check_stop()
@@ -119,22 +124,20 @@ class Finish:
                     number += 1
                 buffer += line
                 rows.append(parquet_row(post))
-                self._count(post)
                 gallery.add(post)
                 if len(rows) == _ROW_GROUP:
-                    table.write_table(pa.Table.from_pylist(rows, schema=schema))
-                    rows.clear()
+                    close_group()
             if rows:
-                table.write_table(pa.Table.from_pylist(rows, schema=schema))
+                close_group()
         close_part()
 
-    def _count(self, post: dict[str, Any]) -> None:
-        self._batch.add(post["text"])
-        self._attempts.add(post["attempts"])
-        self._tokens += post["tokens"]
-        self._score += post["score"]
-        if post["overlap_words"] is not None:
-            self._overlap.add(post["overlap_words"])
+    def _count(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._batch.add([row["text"] for row in rows])
+        self._attempts.add_many([row["attempts"] for row in rows])
+        self._overlap.add_many([row["overlap_words"] for row in rows if row["overlap_words"] is not None])
+        for row in rows:
+            self._tokens += row["tokens"]
+            self._score += row["score"]
 
     def _report(self, tally: Tally, *, engine: str, rounds: int) -> dict[str, Any]:
         """``report.json``: the same for the same batch, whoever made it, so without times."""

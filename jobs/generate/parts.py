@@ -16,10 +16,11 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.generate.engines import Session
+from jobs.generate.engines import Draw, Session
 from jobs.generate.gates import Gates, Judged
 from jobs.generate.prompts import Prompt, Prompts
 from jobs.similarity import Banding, Hashes, jaccard, normalise, shingle_many, shingles
@@ -199,15 +200,26 @@ class Drawing:
     def _round(self, wanted: list[int]) -> None:
         """Draw for each entry of ``wanted`` (numbers of groups), judge, and accept."""
         drawn: dict[int, list[Judged]] = {}
-        # Batches of prompts of about one length: what exceeds the shortest is computed token by token.
-        ordered = sorted(wanted, key=lambda n: len(self._groups[n].prompt.ids))
-        for batch in _batches(ordered, self._spec.micro_batch):
-            self._check(self.tally, len(self.accepted))
-            prompts = [self._groups[number].prompt for number in batch]
-            draws = self._session.draw([p.ids for p in prompts])
+
+        def judge(batch: Sequence[int], prompts: Sequence[Prompt], draws: Sequence[Draw]) -> None:
             for number, post in zip(batch, self._gates.judge(prompts, draws), strict=True):
                 self.tally.add(post)
                 drawn.setdefault(number, []).append(post)
+
+        # Batches of prompts of about one length: what exceeds the shortest is computed token by token.
+        ordered = sorted(wanted, key=lambda n: len(self._groups[n].prompt.ids))
+        # One batch is judged while the next is drawn: the engine, a GPU above all, need not wait for the gates.
+        with ThreadPoolExecutor(1, thread_name_prefix="judge") as pool:
+            judging: Future[None] | None = None
+            for batch in _batches(ordered, self._spec.micro_batch):
+                self._check(self.tally, len(self.accepted))
+                prompts = [self._groups[number].prompt for number in batch]
+                draws = self._session.draw([p.ids for p in prompts])
+                if judging is not None:
+                    judging.result()
+                judging = pool.submit(judge, batch, prompts, draws)
+            if judging is not None:
+                judging.result()
         self._others.prepare([p.text for posts in drawn.values() for p in posts if p.refused is None])
         for number in sorted(drawn):
             self._accept(self._groups[number], drawn[number])

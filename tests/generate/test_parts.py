@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.generate.engines import Draw
-from jobs.generate.gates import Gates
+from jobs.generate.gates import Gates, Judged
 from jobs.generate.language import Language, read_language
 from jobs.generate.merge import Merge
 from jobs.generate.parts import HOPELESS, STUBBORN, Drawing, Part, Plan, Tally, again, worth_drawing
@@ -68,13 +69,18 @@ class Scripted:
 
 
 def draw_part(
-    language: Language, session: Scripted, slots: Sequence[int], prompts: tuple[str, ...] = (), **fields: Any
+    language: Language,
+    session: Scripted,
+    slots: Sequence[int],
+    prompts: tuple[str, ...] = (),
+    gates: type[Gates] = Gates,
+    **fields: Any,
 ) -> Drawing:
     given: dict[str, Any] = {"form": False, "min_characters": 1, "micro_batch": 16, "prompts": prompts}
     spec = GenerateSpec(model="model/" + "0" * 20, **{**given, **fields})
     source = open_prompts(spec, None, language, None)  # type: ignore[arg-type]
     drawing = Drawing(
-        Part(0, 0, slots), session, source, Gates(spec, language, None), spec, lambda tally, accepted: None
+        Part(0, 0, slots), session, source, gates(spec, language, None), spec, lambda tally, accepted: None
     )
     drawing.run()
     return drawing
@@ -96,6 +102,27 @@ def test_full_batches_when_all_pass(language: Language) -> None:
     assert session.batches == [16, 16, 8]
     assert (drawing.tally.drawn, drawing.tally.spare) == (40, 0)
     assert {a.attempts for a in drawing.accepted.values()} == {1}
+
+
+def test_a_batch_is_judged_while_the_next_is_drawn(language: Language) -> None:
+    began, overlapped = threading.Event(), []
+
+    class Patient(Gates):
+        def judge(self, prompts: Any, draws: Any) -> list[Judged]:
+            overlapped.append(began.wait(20))
+            return super().judge(prompts, draws)
+
+    class Telling(Scripted):
+        def draw(self, prompts: Sequence[Sequence[int]]) -> list[Draw]:
+            if self.batches:
+                began.set()
+            return super().draw(prompts)
+
+    session = Telling(lambda n, _: speak(language, unlike(n)))
+    drawing = draw_part(language, session, range(32), gates=Patient)
+    assert overlapped == [True, True]
+    assert session.batches == [16, 16]
+    assert len(drawing.accepted) == 32
 
 
 def test_missing_posts_are_drawn_again_together(language: Language) -> None:

@@ -65,9 +65,9 @@ class CTranslate2Engine:
 
     def session(self, seed: int) -> CTranslate2Session:
         """A new random stream: a Generator with threads of its own."""
+        generator = open_generator(self._folder, self._device, self._type, self._spec.threads)
         with _SEEDING:
             ctranslate2.set_random_seed(seed)
-            generator = open_generator(self._folder, self._device, self._type, self._spec.threads)
             # Sampling once makes the worker thread take the seed while it is ours.
             generator.generate_batch([[self._tokens[self._language.ends[0]]]], max_length=1, sampling_topk=2)
         return CTranslate2Session(generator, self._tokens, self._language, self._spec)
