@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.preprocess.corpus import DROPPED, KEPT, Ints, write_arrow
+from jobs.preprocess.corpus import DROPPED, KEPT, POST, Ints, write_arrow
 from jobs.preprocess.draft import Draft, Entity
 from jobs.preprocess.measure import case_counts
 from jobs.preprocess.profile import Profile, grown, parse_profile
@@ -100,7 +100,7 @@ def clean_batch(task: CleanTask) -> Cleaned:
     """Apply the profile to a batch, write what is kept and what is dropped, and describe what is kept."""
     profile = load_profile(task.profile, task.where, task.mask)
     posts = _records(task.batch)
-    kept: dict[str, list[Any]] = {name: [] for name in KEPT.names}
+    kept: dict[str, list[Any]] = {name: [] for name in POST.names}
     gone: dict[str, list[Any]] = {name: [] for name in DROPPED.names}
     dropped: Counter[str] = Counter()
     changed: Counter[str] = Counter()
@@ -124,12 +124,12 @@ def clean_batch(task: CleanTask) -> Cleaned:
             changed[rule] += 1
             _remember(examples, ("changed", rule), channel, number, text, after)
         row = (number, channel, date, after, None if same else text, names)
-        for column, value in zip(KEPT.names, row, strict=True):
+        for column, value in zip(POST.names, row, strict=True):
             kept[column].append(value)
     texts: list[str] = kept["text"]
-    write_arrow(pa.table(kept, schema=KEPT), task.folder / f"kept-{task.number:05d}.arrow")
-    write_arrow(pa.table(gone, schema=DROPPED), task.folder / f"dropped-{task.number:05d}.arrow")
     plain = [normalise(t) for t in texts]
+    write_arrow(pa.table({**kept, "plain": plain}, schema=KEPT), task.folder / f"kept-{task.number:05d}.arrow")
+    write_arrow(pa.table(gone, schema=DROPPED), task.folder / f"dropped-{task.number:05d}.arrow")
     flat, offsets = shingle_many(plain)
     upper, lower = case_counts(texts)
     channels, codes = _encode(kept["channel"])

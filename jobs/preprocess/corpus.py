@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 
 _TIME = pa.timestamp("s", tz="UTC")
-KEPT = pa.schema(
+POST = pa.schema(
     [
         ("id", pa.int64()),
         ("channel", pa.string()),
@@ -23,6 +23,7 @@ KEPT = pa.schema(
         ("rules", pa.list_(pa.string())),
     ]
 )
+KEPT = POST.append(pa.field("plain", pa.string()))  # the text as it is compared, which three steps need
 DROPPED = pa.schema(
     [
         ("id", pa.int64()),
@@ -80,7 +81,7 @@ class Rows:
         back[order] = np.arange(len(order))
         return pa.concat_tables(pieces).combine_chunks().take(pa.array(back))
 
-    def texts(self) -> list[str]:
-        """The rows' texts."""
-        found: list[str] = self.read(["text"])["text"].to_pylist()
+    def texts(self, column: str = "text") -> list[str]:
+        """The rows' texts, or those of another column."""
+        found: list[str] = self.read([column])[column].to_pylist()
         return found

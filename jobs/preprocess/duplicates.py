@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jobs.preprocess.corpus import Ints, Rows
 from jobs.preprocess.pool import Workers
-from jobs.similarity import Hashes, jaccard, normalise, shingles
+from jobs.similarity import Hashes, jaccard, shingles
 
 PAIRS_A_TASK = 4096
 #: Up to this size of a band's group all its pairs are candidates. Larger groups are template posts by the
@@ -116,12 +116,12 @@ class VerifyTask:
 
 def verify_pairs(task: VerifyTask) -> NDArray[np.bool_]:
     """Which of the pairs are at or above the threshold, by their true Jaccard similarity."""
-    texts = task.rows.texts()
+    texts = task.rows.texts("plain")
     sets: dict[int, Hashes] = {}
 
     def of(number: int) -> Hashes:
         if number not in sets:
-            sets[number] = shingles(normalise(texts[number]), normalised=True)
+            sets[number] = shingles(texts[number], normalised=True)
         return sets[number]
 
     return np.fromiter(

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.preprocess.corpus import KEPT, Ints, Rows, write_arrow
+from jobs.preprocess.corpus import POST, Ints, Rows, write_arrow
 from jobs.preprocess.measure import Measures, measure
 from jobs.preprocess.tokenizer import encoder
 
 TOKENS = pa.list_(pa.int32())
-ENCODED = pa.schema([*KEPT, ("input_ids", TOKENS), ("cluster", pa.int64()), ("held_out", pa.bool_())])
+ENCODED = pa.schema([*POST, ("input_ids", TOKENS), ("cluster", pa.int64()), ("held_out", pa.bool_())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Encoded:
 
 def encode_rows(task: EncodeTask) -> Encoded:
     """Tokenise, frame and write the posts."""
-    table = task.rows.read(KEPT.names)
+    table = task.rows.read(POST.names)
     texts: list[str] = table["text"].to_pylist()
     ids, sizes = encoder(task.tokenizer).encode_flat([t.lower() for t in texts] if task.lower else texts)
     sizes = sizes + 2

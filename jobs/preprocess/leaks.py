@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from jobs.preprocess.clean import bucket_of
 from jobs.preprocess.corpus import Ints, Rows
 from jobs.preprocess.pool import Workers, share_size
-from jobs.similarity import Hashes, distinct, jaccard, normalise, shingle_many, shingles
+from jobs.similarity import Hashes, distinct, jaccard, shingle_many, shingles
 
 POSTS_A_TASK = 4096
 _COUNTABLE = 1 << 24  # pairs of a task that are counted in an array
@@ -38,8 +38,7 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
     needed = np.zeros(len(held_out), np.int64)
     sizes = np.zeros(len(held_out), np.int64)
     for start in range(0, len(held_out), POSTS_A_TASK):
-        texts = held_out.part(slice(start, start + POSTS_A_TASK)).texts()
-        flat, offsets = shingle_many([normalise(t) for t in texts])
+        flat, offsets = shingle_many(held_out.part(slice(start, start + POSTS_A_TASK)).texts("plain"))
         for number, own in enumerate(map(distinct, np.split(flat, offsets[1:-1].astype(np.int64))), start):
             may_lack = lacking(len(own), threshold)
             rare = own[np.lexsort((own, buckets[bucket_of(own)]))][: 2 * may_lack + 1]
@@ -87,7 +86,7 @@ class LeakTask:
 def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     """Pairs (number in train, number among the held-out) that are near-duplicates; shape (pairs, 2)."""
     rare, starts, owners, needed, sizes, present = _load(task.folder, task.version)
-    flat, offsets = shingle_many([normalise(t) for t in task.train.texts()])
+    flat, offsets = shingle_many(task.train.texts("plain"))
     suspects = np.flatnonzero(present[_place(flat, present)])
     posts = np.searchsorted(offsets.astype(np.int64), suspects, "right") - 1
     found = flat[suspects]
@@ -116,8 +115,8 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
         if small < task.threshold * large:
             continue
         if other not in held:
-            (text,) = task.held_out.part(slice(other, other + 1)).texts()
-            held[other] = shingles(text)
+            (text,) = task.held_out.part(slice(other, other + 1)).texts("plain")
+            held[other] = shingles(text, normalised=True)
         if jaccard(own, held[other]) >= task.threshold:
             found_pairs.append((task.start + post, other))
     return np.array(found_pairs, np.int64).reshape(-1, 2)

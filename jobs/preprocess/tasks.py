@@ -6,8 +6,10 @@ from jobs.preprocess.clean import clean_batch
 from jobs.preprocess.duplicates import verify_pairs
 from jobs.preprocess.encode import encode_rows
 from jobs.preprocess.leaks import find_leaks
+from jobs.preprocess.measure import case_counts
 
-# Where pandas is installed pyarrow loads it for the first array; once for all workers is enough.
+# Once for all workers: the classes of all characters, and pandas, which pyarrow loads where it is installed.
+case_counts([])
 pa.array([])
 
 __all__ = ["clean_batch", "encode_rows", "find_leaks", "verify_pairs"]

@@ -28,7 +28,12 @@ def rows_of(texts: list[str], folder: Path) -> Rows:
     files, rows = [], []
     for number, start in enumerate(range(0, len(texts), len(texts) // 3 + 1)):
         part = texts[start : start + len(texts) // 3 + 1]
-        columns = {"text": part, "id": list(range(len(part))), "channel": ["x"] * len(part)}
+        columns = {
+            "text": part,
+            "plain": [normalise(t) for t in part],
+            "id": list(range(len(part))),
+            "channel": ["x"] * len(part),
+        }
         table = pa.table({n: columns.get(n, pa.nulls(len(part), KEPT.field(n).type)) for n in KEPT.names}, schema=KEPT)
         write_arrow(table, folder / f"kept-{number:05d}.arrow")
         files += [number] * len(part)
