@@ -6,7 +6,8 @@ the reader has its formats compiled, and when a message is its fields alone, wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from struct import Struct
 from typing import Any
@@ -106,7 +107,16 @@ def _faster(kind: type[TLObject]) -> type[TLObject]:
     return Page
 
 
-def install() -> None:
-    """Have Telethon read pages of messages this way, by its own table of types, as ``telethon.tl.patched`` does."""
-    for kind in (t.messages.Messages, t.messages.MessagesSlice, t.messages.ChannelMessages):
-        tlobjects[kind.CONSTRUCTOR_ID] = _faster(kind)
+@contextmanager
+def installed() -> Iterator[None]:
+    """Have Telethon read pages of messages this way, by its own table of types, as ``telethon.tl.patched`` does.
+
+    Only for a while: whoever else uses Telethon in this process wants its messages with all their conveniences.
+    """
+    kinds = (t.messages.Messages, t.messages.MessagesSlice, t.messages.ChannelMessages)
+    before = {kind.CONSTRUCTOR_ID: tlobjects[kind.CONSTRUCTOR_ID] for kind in kinds}
+    tlobjects.update({kind.CONSTRUCTOR_ID: _faster(kind) for kind in kinds})
+    try:
+        yield
+    finally:
+        tlobjects.update(before)

@@ -39,13 +39,14 @@ class Session:
         self._takeout: int | None = None
         self.account_id = 0
         self.stopped = asyncio.Event()
-        decode.install()
+        self._reading = decode.installed()
         self.client: TelegramClient = make_client(
             StringSession(settings.session), settings.api_id, settings.api_hash, settings.proxy
         )
 
     async def __aenter__(self) -> Session:
         self._watch_signals()
+        self._reading.__enter__()
         try:
             await self._unless_stopped(self._guarded(self.client.connect))
             me = await self._patiently(self.client.get_me, "users.GetUsers")
@@ -66,6 +67,8 @@ class Session:
                 await self.client.disconnect()
         except (OSError, TimeoutError) as error:
             self._ctx.log.debug("disconnecting: %s", error)
+        finally:
+            self._reading.__exit__(None, None, None)
 
     def _watch_signals(self) -> None:
         """The handler of a signal runs between two bytecodes and wakes no event loop; a thread does."""

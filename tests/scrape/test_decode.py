@@ -23,9 +23,9 @@ PEER = t.PeerChannel(1)
 @pytest.fixture
 def installed() -> Iterator[None]:
     before = dict(tlobjects)
-    decode.install()
-    yield
-    tlobjects.update(before)
+    with decode.installed():
+        yield
+    assert tlobjects == before
 
 
 def page(channel: Channel, kind: str) -> bytes:
