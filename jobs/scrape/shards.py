@@ -103,6 +103,9 @@ class ShardWriter:
         self.cursor = cursor
         self.counts.update({str(k): int(v) for k, v in counts.items()})
         self._partial = partial["path"] if partial else None
+        if self._written + len(self._rows) >= self._size or self._heavy:  # its upload failed
+            self._end_shard()
+            self._store_state(partial=False)
         return True
 
     def _fetch(self, entry: FileEntry, local: Path) -> None:
@@ -179,6 +182,8 @@ class ShardWriter:
         self._held = 0
 
     def _close_file(self) -> Path:
+        if self._written and self._file is None:  # it is complete, but its upload failed
+            return self._path()
         if self._rows or self._file is None:
             self._spill()
         assert self._file is not None
