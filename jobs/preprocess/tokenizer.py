@@ -186,7 +186,11 @@ class Encoder:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
         self._newline = self._plain(["\n"])[0]
-        self._by_pieces = splits_at_words(json.loads(file.read_text(encoding="utf-8"))) and len(self._newline) == 1
+        self._by_pieces = (
+            splits_at_words(json.loads(file.read_text(encoding="utf-8")))
+            and len(self._newline) == 1
+            and self.decode(self._newline.tolist()) == "\n"  # and not what stands for all that is unknown
+        )
         self._forget()
 
     def _forget(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from jobs.preprocess.tokenizer import SPECIAL, Encoder, TokenizerInfo, splits_at_words, train_bpe
 from tests.preprocess.texts import posts
@@ -48,6 +49,19 @@ def test_any_text_comes_back_unchanged(encoder: Encoder, text: str) -> None:
 @given(st.lists(ANY_TEXT | SPACED, max_size=8))
 @settings(max_examples=400, deadline=None)
 def test_words_encoded_once_are_what_the_library_gives(encoder: Encoder, texts: list[str]) -> None:
+    assert encoder.encode(texts) == [ids.tolist() for ids in encoder._plain(texts)]
+
+
+def test_a_tokenizer_that_does_not_know_the_line_break(tmp_path: Path) -> None:
+    """The token for all that is unknown parts no words: it may be in the middle of one."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(["кот ток кот ток"] * 5, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    encoder = Encoder(tmp_path / "tokenizer.json")
+    texts = ["кот жук\nток", "ток кот"]
     assert encoder.encode(texts) == [ids.tolist() for ids in encoder._plain(texts)]
 
 
