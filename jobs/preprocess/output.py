@@ -21,11 +21,13 @@ from jobs.preprocess.corpus import DROPPED, Rows, read_arrow
 from jobs.preprocess.encode import TOKENS
 from jobs.preprocess.packing import Tokens, cut, pack
 from jobs.preprocess.tokenizer import TokenizerInfo, encoder
+from jobs.streams import MIB
 
 POSTS_A_FILE = 200_000
 BLOCKS_A_FILE = 200_000
 ROWS_A_CHUNK = 8192
-ROWS_A_GROUP = 4096
+#: A row group is written once it has so many rows or bytes, whatever comes first: posts may be of any length.
+ROWS_A_GROUP, BYTES_A_GROUP = 4096, 64 * MIB
 #: Columns that are the smaller for a dictionary; one of texts or tokens takes half of the time to write them.
 REPEATING = frozenset({"channel", "rule"})
 #: Pieces are packed in windows of so many tokens: memory stays bounded, and blocks hardly notice.
@@ -70,7 +72,8 @@ class ParquetFiles:
     def add(self, table: pa.Table) -> None:
         """Add rows; they are written once there are enough of them for a row group."""
         self._waiting.append(table.cast(self._schema))
-        if sum(t.num_rows for t in self._waiting) >= ROWS_A_GROUP:
+        rows, size = sum(t.num_rows for t in self._waiting), sum(t.nbytes for t in self._waiting)
+        if rows >= ROWS_A_GROUP or size >= BYTES_A_GROUP:
             self._write()
 
     def _write(self) -> None:
@@ -102,10 +105,13 @@ class ParquetFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None and (self._waiting or not self._files):
-            self._waiting = self._waiting or [self._schema.empty_table()]
-            self._write()
-        self._stack.__exit__(kind, error, trace)
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:
+            if self._waiting or not self._files:
+                self._waiting = self._waiting or [self._schema.empty_table()]
+                self._write()
 
 
 @dataclass(slots=True)
