@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from jobs.similarity import distinct
 from jobs.style import QUANTILES, Style, quantile_key
 
 SAMPLE = 5000  # posts on which distinct-n is counted
-_BATCH = 512  # texts looked at together: some 30 bytes a character meanwhile
+_BATCH = 512  # texts looked at together
+_CHARACTERS = 1 << 20  # of texts looked at together, but for the last one: some 30 bytes a character meanwhile
 _LONGEST = 65_536  # longer counts as this long
 
 
@@ -89,8 +89,8 @@ class TextStatistics:
 
     def add(self, texts: Sequence[str]) -> None:
         """Count some posts."""
-        for at in range(0, len(texts), _BATCH):
-            self._add(texts[at : at + _BATCH])
+        for batch in _batches(texts):
+            self._add(batch)
 
     def _add(self, texts: Sequence[str]) -> None:
         breaks = [text.count("\n") for text in texts]
@@ -148,7 +148,19 @@ class TextStatistics:
 def of_texts(texts: Iterable[str], style: Style | None) -> dict[str, Any]:
     """Statistics of the training posts."""
     found = TextStatistics(style)
-    rest = iter(texts)
-    while batch := list(islice(rest, _BATCH)):
+    for batch in _batches(texts):
         found.add(batch)
     return found.plain()
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if len(batch) >= _BATCH or size >= _CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -91,3 +92,13 @@ def test_a_histogram_grows_up_to_its_bound() -> None:
     counts.add(3)
     counts.add_many([3, 500, 10**9, -1])
     assert counts.plain() == {"0": 1, "3": 2, "500": 1, "65536": 1}
+
+
+def test_long_posts_are_counted_in_bounded_memory() -> None:
+    many = ("Ы" * 250_000 for _ in range(40))
+    tracemalloc.start()
+    try:
+        assert of_texts(many, None)["posts"] == 40
+        assert tracemalloc.get_traced_memory()[1] < 120e6
+    finally:
+        tracemalloc.stop()
