@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.preprocess import gather, output, pipeline
+from jobs.preprocess.clean import clean_batch
 from jobs.preprocess.tokenizer import train_bpe
 from jobs.record import Post
 from jobs.scrape.parquet import write_shard
@@ -442,3 +444,23 @@ def test_a_scratch_model_without_a_size() -> None:
 
     with pytest.raises(SpecError, match="write scratch:SIZE"):
         is_scratch(SPEC.model_copy(update={"model": "scratch:"}))
+
+
+def test_counts_of_a_batch_are_not_held(
+    store: ArtifactStore, tmp_path: Path, small_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are a megabyte, whatever the batch's size."""
+    upload(store, channel(400), tmp_path)
+    counts: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+
+    def watching(task: Any) -> Any:
+        done = clean_batch(task)
+        counts.append(weakref.ref(done.buckets))
+        alive.append(sum(count() is not None for count in counts))
+        return done
+
+    monkeypatch.setattr(gather, "clean_batch", watching)
+    run_here(store, SPEC, tmp_path / "work")
+    assert len(alive) > 3
+    assert set(alive) == {1}
