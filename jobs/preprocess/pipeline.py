@@ -52,7 +52,7 @@ class Clock:
     def lap(self, name: str) -> None:
         """The step that ends now."""
         now = time.perf_counter()
-        self.steps[name] = now - self.started
+        self.steps[name] = self.steps.get(name, 0.0) + now - self.started
         self.started = now
 
 
@@ -112,6 +112,8 @@ def run(ctx: Context) -> None:
 
             def begin(chosen: Selection) -> None:
                 nonlocal training
+                if training is not None:
+                    training.cancel()  # unless it is under way, which nothing ends before its time
                 if scratch:
                     lower = choose_case(spec, profile, corpus, chosen)[0] == "lower"
                     texts = bpe_texts(ctx, corpus.rows.part(chosen.kept[~chosen.held_out]), lower=lower)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import weakref
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ import pytest
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.preprocess import gather, output, pipeline
 from jobs.preprocess.clean import clean_batch
+from jobs.preprocess.select import select
 from jobs.preprocess.tokenizer import train_bpe
 from jobs.record import Post
 from jobs.scrape.parquet import write_shard
@@ -464,3 +466,42 @@ def test_counts_of_a_batch_are_not_held(
     run_here(store, SPEC, tmp_path / "work")
     assert len(alive) > 3
     assert set(alive) == {1}
+
+
+def test_a_tokenizer_is_made_for_the_last_selection_only(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A selection that is given up before its tokenizer was begun costs nothing."""
+    upload(store, channel(200), tmp_path)
+    begun, chosen = threading.Event(), threading.Event()
+    made: list[list[str]] = []
+
+    def choosing(ctx: Any, corpus: Any, workers: Any, chose: Callable[[Any], None]) -> Any:
+        def several(selection: Any) -> None:
+            chose(selection)
+            assert begun.wait(20)
+            chose(selection)
+            chose(selection)
+            chosen.set()
+
+        return select(ctx, corpus, workers, several)
+
+    def training(texts: Any, *rest: Any) -> Any:
+        begun.set()
+        assert chosen.wait(20)
+        made.append([t for part in texts for t in part])
+        return train_bpe([made[-1]], *rest)
+
+    monkeypatch.setattr(pipeline, "select", choosing)
+    monkeypatch.setattr(pipeline, "train_bpe", training)
+    manifest = run_here(store, SPEC, tmp_path / "work")
+    assert len(made) == 2
+    assert len(made[-1]) == manifest.counts["train"]
+
+
+def test_a_step_in_two_pieces_is_the_sum_of_them() -> None:
+    clock = pipeline.Clock()
+    for started in (10.0, 20.0):
+        clock.started -= started
+        clock.lap("tokenizer")
+    assert 30 <= clock.steps["tokenizer"] < 40
