@@ -203,7 +203,7 @@ def facts(values: Mapping[str, object]) -> Markup:
     cards = []
     for name, value in values.items():
         shown = escape(value)
-        wide = ' class="long"' if len(shown) > 18 else ""
+        wide = ' class="long"' if len(shown) > 13 else ""  # more is wider than a card
         cards.append(f"<div{wide}><dt>{escape(name)}</dt><dd>{shown}</dd></div>")
     return Markup('<dl class="facts">' + "".join(cards) + "</dl>")
 
