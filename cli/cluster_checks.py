@@ -175,7 +175,7 @@ class ClusterChecks:
             if found is not None:
                 yield ok("secret", f"{name} is there")
             elif name == section.telegram_secret:
-                yield warn("secret", f"{name} is missing: scrape reads it", todo)
+                yield warn("secret", f"{name} is missing: only live channels need it, exports do not", todo)
             else:
                 yield fail("secret", f"{name} is missing", todo)
 

@@ -103,6 +103,8 @@ def objects(settings: Settings, namespace: str, overlays: Iterable[str] = ()) ->
 def _fitted(thing: Object, settings: Settings, namespace: str) -> Object:
     if (thing["kind"], thing["metadata"]["name"]) == ("NetworkPolicy", "bugurt-s3"):
         thing["spec"]["egress"] = [s3_egress(settings, namespace)]
+        if not settings.cluster.s3_secret:
+            thing["spec"]["egress"].append(ROLE_EGRESS)
     if (thing["kind"], thing["metadata"]["name"]) == ("LocalQueue", "bugurt") and settings.cluster.queue:
         thing["metadata"]["name"] = settings.cluster.queue
     if thing["kind"] == "Deployment":
@@ -116,6 +118,13 @@ def _fitted(thing: Object, settings: Settings, namespace: str) -> Object:
         if settings.cluster.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": settings.cluster.image_pull_secret}]
     return thing
+
+
+#: Where pods without a Secret get the keys of a role: from the node (AWS and most other clouds), from EKS's agent.
+ROLE_EGRESS = {
+    "to": [{"ipBlock": {"cidr": f"{address}/32"}} for address in ("169.254.169.254", "169.254.170.23")],
+    "ports": [{"protocol": "TCP", "port": 80}],
+}
 
 
 def s3_egress(settings: Settings, namespace: str) -> Object:

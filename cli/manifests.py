@@ -194,7 +194,7 @@ def _merge_env(container: dict[str, Any], env: Mapping[str, str]) -> None:
     container["env"] = list(written.values())
 
 
-def _secrets(container: dict[str, Any], settings: Settings) -> None:
+def _secrets(container: dict[str, Any], settings: Settings, *, telegram: bool) -> None:
     names = {"bugurt-s3": settings.cluster.s3_secret, "bugurt-telegram": settings.cluster.telegram_secret}
     kept = []
     for source in container.get("envFrom") or []:
@@ -203,6 +203,8 @@ def _secrets(container: dict[str, Any], settings: Settings) -> None:
             wanted = names[secret["name"]]
             if not wanted:
                 continue  # an empty name: the nodes' own role opens the bucket
+            if secret["name"] == "bugurt-telegram" and not telegram:
+                continue  # an export needs no session, and a pod whose Secret is missing would never start
             source = {**source, "secretRef": {**secret, "name": wanted}}  # noqa: PLW2901
         kept.append(source)
     if kept:
@@ -298,7 +300,7 @@ def render(
     if request.component == "train" and wanted.nodes and wanted.nodes > 1:
         env |= _nodes(request.name, spec, wanted.nodes)
     container["image"] = image(request.component, settings, container.get("image"))
-    _secrets(container, settings)
+    _secrets(container, settings, telegram=bool(request.spec.get("channel")))
     _merge_env(container, env)
     _resources(container, wanted)
 
@@ -309,6 +311,8 @@ def render(
             meta["labels"][PRIORITY_LABEL] = wanted.priority_class
         else:
             pod["priorityClassName"] = wanted.priority_class
+    if wanted.runtime_class:
+        pod["runtimeClassName"] = wanted.runtime_class
     if wanted.node_selector:
         pod["nodeSelector"] = {**(pod.get("nodeSelector") or {}), **wanted.node_selector}
     if settings.cluster.tolerations:

@@ -32,9 +32,9 @@ class S3Section(_Section):
     prefix: str = Field("", description="everything lies below it, so that several people can share a bucket")
     endpoint: str | None = Field(None, description="URL of an S3 server that is not AWS")
     endpoint_in_cluster: str | None = Field(None, description="the same server's URL as pods reach it")
-    region: str | None = None
+    region: str | None = Field(None, description="of AWS; other servers mostly do without")
     profile: str | None = Field(None, description="a profile of ~/.aws/config")
-    path_style: bool | None = None
+    path_style: bool | None = Field(None, description="unset: true where there is an endpoint, as MinIO wants it")
     ca_bundle: str | None = Field(None, description="file with the certificate authorities to trust")
     # Only from the environment (BUGURT_S3_…): a settings file is no place for them.
     access_key_id: str | None = Field(None, repr=False, exclude=True)
@@ -45,11 +45,12 @@ class S3Section(_Section):
 class StageResources(_Section):
     """``[cluster.STAGE]``: what a stage's pods ask for; unset values are those of the Job template."""
 
-    cpu: Resource | None = None
-    memory: Resource | None = None
-    gpu: int | None = Field(None, ge=0, le=64)
+    cpu: Resource | None = Field(None, description="cores: '4', '500m'")
+    memory: Resource | None = Field(None, description="'16Gi'; also the limit")
+    gpu: int | None = Field(None, ge=0, le=64, description="GPUs a pod; train asks for one unless told otherwise")
     image: str | None = Field(None, description="instead of REGISTRY/STAGE:TAG; a digest is welcome")
     node_selector: dict[str, str] = Field(default_factory=dict)
+    runtime_class: str | None = Field(None, description="a RuntimeClass: 'nvidia' where GPUs need one, as on k3s")
     priority_class: str | None = Field(
         None, description="a PriorityClass; with a queue, a WorkloadPriorityClass of Kueue"
     )
@@ -60,13 +61,13 @@ class StageResources(_Section):
 class ClusterSection(_Section):
     """``[cluster]``: where the stages run."""
 
-    kind: Literal["local", "kubernetes"] = "local"
+    kind: Literal["local", "kubernetes"] = Field("local", description="processes on this machine, or Jobs")
     context: str | None = Field(None, description="of the kubeconfig; unset: the current one")
     namespace: str | None = Field(None, description="unset: that of the context, else 'bugurt'")
     queue: str | None = Field(None, description="a Kueue LocalQueue")
     registry: str = Field("bugurt", description="registry and folder of the images: REGISTRY/STAGE:TAG")
     tag: str | None = Field(None, description="of the images; unset: this version")
-    image_pull_secret: str | None = None
+    image_pull_secret: str | None = Field(None, description="Secret with the registry's credentials")
     s3_secret: str = Field(
         "bugurt-s3",
         description="Secret with BUGURT_S3_ACCESS_KEY_ID and …_SECRET_ACCESS_KEY; empty: the nodes' own role",
@@ -74,7 +75,7 @@ class ClusterSection(_Section):
     telegram_secret: str = Field("bugurt-telegram", description="Secret that `bugurt login` writes")
     templates: str | None = Field(None, description="folder with Job templates of your own")
     hub: bool = Field(False, description="pods may load models from the Hugging Face hub; else from the bucket only")
-    tolerations: list[dict[str, Any]] = Field(default_factory=list)
+    tolerations: list[dict[str, Any]] = Field(default_factory=list, description="as in a pod, for all stages")
     scrape: StageResources = StageResources()
     preprocess: StageResources = StageResources()
     train: StageResources = StageResources()

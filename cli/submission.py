@@ -71,6 +71,7 @@ def plan(store: ArtifactStore, spec: RunSpec, *, force: bool = False) -> list[Pl
         if not known:
             before = plans[-1].stage if plans else "its input"
             plans.append(Plan(step, filled, None, None, f"to be made after {before}"))
+            ref = None  # what comes next is made from this step's artefact, which has no id yet
             continue
         ref = filled.ref()
         try:

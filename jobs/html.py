@@ -38,7 +38,7 @@ a{color:var(--accent)}
 .facts div{background:var(--card);border:1px solid var(--line);border-radius:.5rem;padding:.5rem .7rem}
 .facts dt{color:var(--dim);font-size:.8rem;line-height:1.25}
 .facts dd{margin:.1rem 0 0;font-size:1.1rem;font-weight:600;line-height:1.3}
-.facts .long dd{font-size:.9rem;font-weight:400}
+.facts .long dd{font-size:.84rem;font-weight:400}
 .scroll{overflow-x:auto;margin:.6rem 0}
 table{border-collapse:collapse;font-size:.92rem}
 th,td{padding:.3rem .55rem .3rem 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line)}
@@ -203,7 +203,7 @@ def facts(values: Mapping[str, object]) -> Markup:
     cards = []
     for name, value in values.items():
         shown = escape(value)
-        wide = ' class="long"' if len(shown) > 18 else ""
+        wide = ' class="long"' if len(shown) > 13 else ""  # more is wider than a card
         cards.append(f"<div{wide}><dt>{escape(name)}</dt><dd>{shown}</dd></div>")
     return Markup('<dl class="facts">' + "".join(cards) + "</dl>")
 

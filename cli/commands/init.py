@@ -7,20 +7,41 @@ from typing import Annotated
 
 import typer
 
-TEMPLATE = """\
+HEAD = """\
 # Settings of bugurt: defaults < this file < environment BUGURT_* < options.
 # Secrets do not belong here: set BUGURT_S3_SECRET_ACCESS_KEY or use an AWS profile; `bugurt login` keeps Telegram's.
 
+"""
+LOCAL = """\
 [cluster]
-kind = "{kind}"          # "local": processes on this machine; "kubernetes": Jobs
-# namespace = "bugurt"
-# queue = "bugurt"      # a Kueue LocalQueue
+kind = "local"          # processes on this machine; "kubernetes": Jobs
 
 [s3]
-# Nothing here and kind = "local": an embedded S3 server over .bugurt/bucket.
+# Nothing here: an embedded S3 server over .bugurt/bucket.
 {bucket}# endpoint = "https://s3.example.com"
 # prefix = "my-channel"
 # region = "us-east-1"
+"""
+KUBERNETES = """\
+[cluster]
+kind = "kubernetes"     # Jobs; "local": processes on this machine
+namespace = "bugurt"
+# registry = "registry.example.com/bugurt"      # where the images were pushed to
+# image_pull_secret = "registry"
+# queue = "bugurt"      # a Kueue LocalQueue
+
+[cluster.train]
+gpu = 1                 # 0: on CPUs
+# runtime_class = "nvidia"      # on k3s
+
+[s3]
+# The bucket must be there. No endpoint: AWS.
+{bucket}# endpoint = "https://s3.example.com"                        # as this machine reaches it
+# endpoint_in_cluster = "http://minio.storage.svc:9000"      # as pods reach it, where that differs
+# prefix = "my-channel"
+# region = "us-east-1"
+"""
+STAGES = """\
 
 [preprocess]
 profile = "bugurt"      # or "plain", or --profile FILE.toml
@@ -55,6 +76,10 @@ def init(
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}")
     line = f'bucket = "{bucket}"\n' if bucket else '# bucket = "bugurt"\n'
-    path.write_text(TEMPLATE.format(kind="kubernetes" if kubernetes else "local", bucket=line), encoding="utf-8")
+    text = HEAD + (KUBERNETES if kubernetes else LOCAL).format(bucket=line) + STAGES
+    path.write_text(text, encoding="utf-8")
     say(f"wrote {path}")
-    next_commands("bugurt doctor", "bugurt submit pipeline --source EXPORT --wait")
+    if kubernetes:
+        next_commands("bugurt install --s3-secret", "bugurt doctor", "bugurt submit pipeline --source EXPORT")
+    else:
+        next_commands("bugurt doctor", "bugurt submit pipeline --source EXPORT --wait")

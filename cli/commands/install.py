@@ -44,6 +44,8 @@ def install(
     if dry_run:
         namespace = settings.cluster.namespace or "bugurt"
         typer.echo(to_yaml(objects(settings, namespace, overlays)), nl=False)
+        if s3_secret or dev:
+            say(f"and the Secret {settings.cluster.s3_secret or 'bugurt-s3'}, which is not printed", err=True)
         return
     access = connect(settings.cluster.context, settings.cluster.namespace)
     done = apply_all(access, objects(settings, access.namespace, overlays), force=force)

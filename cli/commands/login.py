@@ -43,8 +43,10 @@ def login(
     import asyncio
 
     from cli.output import next_commands, say
-    from cli.telegram_login import Login, log_in, who
     from jobs.specs import ConfigError
+
+    need_telethon()
+    from cli.telegram_login import Login, log_in, who
     from jobs.telegram import check_api, parse_proxy
 
     settings = options.settings()
@@ -91,6 +93,8 @@ def logout(
     import asyncio
 
     from cli.output import say
+
+    need_telethon()
     from cli.telegram_login import log_out
 
     settings = options.settings()
@@ -128,6 +132,16 @@ def _target(text: str | None, settings: Settings) -> Target:
     if chosen == "kubernetes":
         return "kubernetes"
     raise SpecError(f"--target: {chosen!r} is neither 'local' nor 'kubernetes'")
+
+
+def need_telethon() -> None:
+    """Raise ConfigError where Telegram's client is not installed: the CLI alone does without it."""
+    from importlib.util import find_spec
+
+    from jobs.specs import ConfigError
+
+    if find_spec("telethon") is None or find_spec("segno") is None:
+        raise ConfigError("Telegram's client is not installed on this machine: pip install 'bugurt[login]'")
 
 
 def describe(target: Target, settings: Settings) -> str:

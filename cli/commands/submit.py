@@ -28,7 +28,9 @@ app = typer.Typer(
 )
 
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Any field of a spec.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what would be sent, and start nothing; files of a source are uploaded.")
+]
 Wait = Annotated[bool, typer.Option("--wait/--detach", help="Follow the run to its end / return at once.")]
 Force = Annotated[bool, typer.Option("--force", help="Do it again although it was done before.")]
 Name = Annotated[str | None, typer.Option("--name", help="The run's name instead of a made-up one.")]
@@ -472,7 +474,8 @@ def finish(
         if not OPTIONS.quiet:
             hints = [f"bugurt status {run} -w", f"bugurt logs {run} -f", f"bugurt cancel {run}"]
             if cluster.kind == "kubernetes":
-                hints.append(f"kubectl get jobs,pods -l app.kubernetes.io/instance={run}")
+                where = f" -n {cluster.namespace}" if hasattr(cluster, "namespace") else ""
+                hints.append(f"kubectl get jobs,pods{where} -l app.kubernetes.io/instance={run}")
             next_commands(*hints)
         return
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from cli.clusters import local_s3
 from cli.clusters.base import JobRequest, JobState
 from cli.clusters.local import LocalCluster
+from cli.settings import load
 from jobs.specs import ConfigError
 from tests.projects import Project, kill_group
 
@@ -119,6 +121,27 @@ def test_mistakes_get_one_sentence(project: Project, arguments: tuple[str, ...],
 def test_wrong_settings_are_named(project: Project, toml: str, words: str) -> None:
     (project.folder / "bugurt.toml").write_text(toml, encoding="utf-8")
     assert words in project.fails(78, "runs")
+
+
+@pytest.mark.parametrize("options", [(), ("--kubernetes",), ("--kubernetes", "--bucket", "posts")])
+def test_what_init_writes_can_be_read(project: Project, options: tuple[str, ...]) -> None:
+    said = project.run("init", *options, "--force")
+    assert said.returncode == 0, said.stderr
+    settings = load(project.folder / "bugurt.toml")
+    assert settings.cluster.kind == ("kubernetes" if options else "local")
+    assert settings.s3.bucket == ("posts" if "--bucket" in options else None)
+    assert ("bugurt install" in said.stderr) == bool(options)
+    text = (project.folder / "bugurt.toml").read_text(encoding="utf-8")
+    every = re.sub(r"^# (?=\w+ = )", "", text, flags=re.MULTILINE)  # as if nothing were commented out
+    (project.folder / "bugurt.toml").write_text(every, encoding="utf-8")
+    assert load(project.folder / "bugurt.toml").train["epochs"] == 3
+
+
+def test_a_dry_run_guesses_no_inputs(project: Project) -> None:
+    shown = project.ok("submit", "pipeline", "--source", "posts.txt", "--model", "scratch:tiny", "--dry-run")
+    jobs = {j["component"]: j["spec"] for j in json.loads(shown)["jobs"]}
+    assert jobs["preprocess"]["posts"].startswith("posts/")
+    assert (jobs["train"]["dataset"], jobs["generate"]["model"]) == (None, None), "they have no id yet"
 
 
 def test_settings_go_from_file_to_environment_to_options(project: Project) -> None:

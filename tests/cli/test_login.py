@@ -21,6 +21,7 @@ from cli.telegram_file import load_telegram_env, read_telegram_file, write_teleg
 from cli.telegram_secret import read_secret, remove_secret, secret_object, write_secret
 from jobs.specs import ConfigError, ExitCode
 from tests.conftest import ROOT
+from tests.projects import new_project
 from tests.telegram.api import Account, Api
 from tests.telegram.channel import make_channel
 from tests.telegram.faults import Faults, flood, migrate
@@ -105,6 +106,18 @@ def test_code_and_password_then_logout(machine: Callable[..., Machine]) -> None:
     assert not here.file.exists()
     assert here.server.count("auth.LogOut") == 1
     assert "there is no session" in here("logout").stdout
+
+
+@pytest.mark.parametrize("command", ["login", "logout"])
+def test_without_telegrams_client_it_says_what_to_install(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from importlib import util
+
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *more: None if name == "telethon" else find(name, *more))
+    with new_project(tmp_path / "project") as project:
+        assert "pip install 'bugurt[login]'" in project.fails(78, command)
 
 
 def test_the_account_lives_at_another_data_centre(machine: Callable[..., Machine]) -> None:

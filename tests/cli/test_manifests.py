@@ -57,6 +57,7 @@ SETTINGS: dict[str, Object] = {
             "memory": "48Gi",
             "cpu": "8",
             "node_selector": {"gpu": "a100"},
+            "runtime_class": "nvidia",
             "priority_class": "bugurt-high",
             "image": "registry.example.org/other/train@sha256:" + "0" * 64,
         },
@@ -101,6 +102,8 @@ def env_of(job: Object) -> dict[str, str]:
 def test_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "__version__", "0.0.0")  # the files do not change with each release
     spec = {"stage": name, "note": "a stage's fields are not what this file is about"}
+    if name == "scrape":
+        spec["channel"] = "@made_up"  # with a session, then
     text = manifests.to_yaml([render(name, spec=spec)])
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
@@ -233,6 +236,9 @@ def test_each_stage_gets_its_own_secrets_only() -> None:
     for name in ("preprocess", "train", "generate", "driver"):
         assert secrets(name) == ["bugurt-s3"]
     assert secrets("scrape", s3_secret="a", telegram_secret="b") == ["a", "b"]
+    export = {"stage": "scrape", "source": "source/" + "0" * 20, "channel": None}
+    sources = container_of(render("scrape", spec=export))["envFrom"]
+    assert [s["secretRef"]["name"] for s in sources] == ["bugurt-s3"], "an export needs no session"
     assert secrets("train", s3_secret="") == []
 
 
@@ -305,6 +311,8 @@ def test_resources_and_places_follow_the_settings() -> None:
     assert container_of(scrape)["image"] == "registry.example.org/team/scrape:1.2.3"
     pod = train["spec"]["template"]["spec"]
     assert pod["nodeSelector"] == {"gpu": "a100"}
+    assert pod["runtimeClassName"] == "nvidia"
+    assert "runtimeClassName" not in scrape["spec"]["template"]["spec"]
     assert [t["key"] for t in pod["tolerations"]] == ["nvidia.com/gpu", "dedicated"]
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
     assert train["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-queue"
@@ -512,6 +520,16 @@ def test_the_way_to_the_bucket_is_narrow(endpoint: str | None, egress: Any) -> N
         labels = {"kubernetes.io/metadata.name": egress}
         egress = {"to": [{"namespaceSelector": {"matchLabels": labels}, "podSelector": {}}]}
     assert found == egress
+
+
+def test_pods_without_a_secret_reach_what_gives_them_the_keys_of_a_role() -> None:
+    def egress(secret: str) -> list[Object]:
+        found = objects(cluster_settings(s3_secret=secret), "bugurt")
+        return list(next(o for o in found if o["metadata"]["name"] == "bugurt-s3")["spec"]["egress"])
+
+    way, *more = egress("")
+    assert egress("bugurt-s3") == [way]
+    assert [b["ipBlock"]["cidr"] for b in more[0]["to"]] == ["169.254.169.254/32", "169.254.170.23/32"]
 
 
 def test_the_drivers_role_is_no_wider_than_what_it_calls() -> None:
