@@ -59,7 +59,12 @@ def reads(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The paths that are read from now on."""
     paths: list[str] = []
     get_bytes = store.bucket.get_bytes
-    monkeypatch.setattr(store.bucket, "get_bytes", lambda path, **rest: paths.append(path) or get_bytes(path, **rest))
+
+    def noted(path: str, **rest: Any) -> bytes:
+        paths.append(path)
+        return get_bytes(path, **rest)
+
+    monkeypatch.setattr(store.bucket, "get_bytes", noted)
     return paths
 
 
