@@ -150,8 +150,8 @@ def fill(bucket: Path, runs: int) -> None:
         )
         (folder / "run.json").write_text(record.model_dump_json(indent=1))
         mark = bucket / marker(record)
-        mark.parent.mkdir(exist_ok=True)
-        mark.touch()
+        mark.mkdir(parents=True)
+        (mark / "marker").touch()
         status = RunStatus(run=folder.name, state="succeeded", exit_code=0, stages=stages)
         (folder / "status.json").write_text(status.model_dump_json(indent=1))
 

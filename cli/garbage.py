@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 
-from cli.runs import MARKERS, load_record, marked_run, marker
+from cli.runs import MARKERS, all_markers, load_record, marked_run, marker
 from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore, ObjectInfo
 from jobs.specs import KINDS, DataError
 
@@ -88,18 +88,18 @@ def _spent_markers(store: ArtifactStore, runs: set[str]) -> list[ObjectInfo]:
 
     One that is later than the record stays: its record may be on its way.
     """
-    of: dict[str, list[ObjectInfo]] = {}
-    for info in store.bucket.list(MARKERS):
-        of.setdefault(marked_run(info.path), []).append(info)
-    spent = []
-    for run, infos in of.items():
+    of: dict[str, list[str]] = {}
+    for path in all_markers(store):
+        of.setdefault(marked_run(path), []).append(path)
+    spent: list[str] = []
+    for run, paths in of.items():
         if run not in runs:
-            spent += infos
-        elif len(infos) > 1:
+            spent += paths
+        elif len(paths) > 1:
             with contextlib.suppress(DataError):  # which one is right cannot be told any more
                 own = marker(load_record(store, run))
-                spent += [info for info in infos if info.path > own]
-    return spent
+                spent += [path for path in paths if path > own]
+    return [info for path in spent for info in store.bucket.list(f"{path}/")]
 
 
 def _of_artifact(store: ArtifactStore, ref: str, old: Callable[[datetime], bool]) -> list[tuple[str, int]]:

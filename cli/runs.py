@@ -1,9 +1,10 @@
 """Runs as the bucket keeps them: ``runs/RUN/run.json`` (what was asked for) and ``status.json`` (how it stands).
 
 ``run.json`` is written by ``submit`` and is all that a driver needs. ``status.json`` is the driver's account for
-people and listings; no decision is ever taken by it. ``submitted/…-RUN`` is an empty marker: an object store lists
+people and listings; no decision is ever taken by it. ``submitted/…-RUN/marker`` is empty: an object store lists
 by key alone, and the markers' keys sort by the time of submission, so that the newest runs are found without reading
-the records of all. Markers decide in which order records are read, never what is true.
+the records of all. Markers decide in which order records are read, never what is true. They are folders, because
+servers list those several times faster than objects, of which they tell the digests as well.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def find_record(store: ArtifactStore, run: str) -> RunRecord | None:
 
 def save_record(store: ArtifactStore, record: RunRecord) -> None:
     """Write ``run.json``, and its marker first: a kill in between leaves a marker too many, never one too few."""
-    store.bucket.put_bytes(marker(record), b"")
+    store.bucket.put_bytes(f"{marker(record)}/marker", b"")
     body = record.model_dump_json(indent=1).encode()
     store.bucket.put_bytes(f"runs/{record.run}/run.json", body)
 
@@ -184,10 +185,15 @@ def load_progress(store: ArtifactStore, run: str, stage: str, shard: int | None 
 
 
 def marker(record: RunRecord) -> str:
-    """The path of a record's marker; those of later submissions sort before it."""
+    """The folder of a record's marker; those of later submissions sort before it."""
     submitted = record.submitted if record.submitted.tzinfo else record.submitted.replace(tzinfo=UTC)
     microseconds = (submitted - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
     return f"{MARKERS}{2 * 10**18 - microseconds:019d}-{record.run}"  # 19 digits for the years 1 to 9999
+
+
+def all_markers(store: ArtifactStore) -> list[str]:
+    """The folders of all markers, the newest submission first."""
+    return sorted(MARKERS + name for name in store.bucket.folders(MARKERS))
 
 
 def marked_run(path: str) -> str:
@@ -212,8 +218,8 @@ def all_records(store: ArtifactStore) -> Iterator[RunRecord]:
     with ThreadPoolExecutor(_READERS) as pool:
         folders = pool.submit(lambda: list(store.bucket.folders("runs/")))
         newest: dict[str, str] = {}
-        for info in store.bucket.list(MARKERS):
-            newest.setdefault(marked_run(info.path), info.path)
+        for path in all_markers(store):
+            newest.setdefault(marked_run(path), path)
         marked = list(newest)
         names = [name for name in folders.result() if name not in newest]
         known: list[tuple[str, RunRecord]] = []

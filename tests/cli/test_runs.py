@@ -10,7 +10,7 @@ import pytest
 
 from cli import runs
 from cli.garbage import collect
-from cli.runs import MARKERS, RunRecord, all_records, marked_run, marker, save_record
+from cli.runs import MARKERS, RunRecord, all_markers, all_records, marked_run, marker, save_record
 from jobs.artifacts import ArtifactStore
 from jobs.specs import RunSpec, ScrapeSpec, TemporaryError
 from tests.projects import Project
@@ -33,7 +33,13 @@ def record(number: int, *, minute: float | None = None, owner: str = "") -> RunR
 
 
 def markers(store: ArtifactStore) -> list[str]:
-    return [info.path for info in store.bucket.list(MARKERS)]
+    paths = [info.path for info in store.bucket.list(MARKERS)]
+    assert [path.removesuffix("/marker") for path in paths] == all_markers(store)
+    return paths
+
+
+def mark(store: ArtifactStore, path: str) -> None:
+    store.bucket.put_bytes(f"{path}/marker", b"")
 
 
 def listed(store: ArtifactStore) -> list[str]:
@@ -112,11 +118,11 @@ def test_markers_without_a_run_or_of_another_time_change_nothing(
 ) -> None:
     chance = random.Random(1)
     for one in chance.sample(twenty, 8):  # later than their records
-        store.bucket.put_bytes(marker(one.model_copy(update={"submitted": BEGUN + timedelta(days=1)})), b"")
+        mark(store, marker(one.model_copy(update={"submitted": BEGUN + timedelta(days=1)})))
     for one in chance.sample(twenty, 8):  # earlier
-        store.bucket.put_bytes(marker(one.model_copy(update={"submitted": BEGUN - timedelta(days=1)})), b"")
-    for path in (marker(record(50)), marker(record(51, minute=-9)), f"{MARKERS}what", f"{MARKERS}-/x", f"{MARKERS}0-Ы"):
-        store.bucket.put_bytes(path, b"")
+        mark(store, marker(one.model_copy(update={"submitted": BEGUN - timedelta(days=1)})))
+    for path in (marker(record(50)), marker(record(51, minute=-9)), f"{MARKERS}what", f"{MARKERS}-", f"{MARKERS}0-Ы"):
+        mark(store, path)
     assert list(all_records(store)) == twenty
     assert len(reads) == 22, "each once, and two that are not there"
     store.bucket.put_bytes(f"runs/{twenty[7].run}/run.json", b"{")
@@ -151,7 +157,7 @@ def test_gc_removes_markers_that_are_of_no_use(store: ArtifactStore, twenty: lis
     again = twenty[15].model_copy(update={"submitted": BEGUN + timedelta(hours=1)})
     save_record(store, again)
     coming = twenty[3].model_copy(update={"submitted": BEGUN + timedelta(hours=2)})
-    store.bucket.put_bytes(marker(coming), b"")  # its record is on its way
+    mark(store, marker(coming))  # its record is on its way
     gone = twenty[9]
     store.bucket.delete([f"runs/{gone.run}/run.json"])
     before = set(markers(store))
@@ -160,7 +166,7 @@ def test_gc_removes_markers_that_are_of_no_use(store: ArtifactStore, twenty: lis
     assert collect(store, 0.0, dry_run=True).lines == [line]
     assert set(markers(store)) == before
     assert collect(store, 0.0, dry_run=False).lines == [line]
-    assert before - set(markers(store)) == {marker(gone), marker(twenty[15])}
+    assert before - set(markers(store)) == {f"{marker(gone)}/marker", f"{marker(twenty[15])}/marker"}
     assert listed(store) == [again.run, *(r.run for r in twenty if r.run not in (again.run, gone.run))]
     assert collect(store, 0.0, dry_run=False).lines == []
 
