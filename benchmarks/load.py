@@ -9,7 +9,7 @@
   the shards and no faster. (The time is told, too; most of it is the control plane's, which copies all its pods.)
 - A bucket is filled with the folders of so many runs, as they lie there after their end, and a tenth as many
   artefacts of each kind; ``bugurt runs`` and ``bugurt gc`` go over it as processes, and the peer is boto3 that does
-  nothing but fetch every run's record, 16 at a time, as everybody must who wants to know what runs there are.
+  nothing but fetch every run's record, 16 at a time, as everybody must who knows no more than the folders.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _spec(number: int) -> RunSpec:
 
 def fill(bucket: Path, runs: int) -> None:
     """Lay the files of finished runs into the folder that the server shows as a bucket; a tenth have artefacts."""
-    from cli.runs import RunRecord, RunStatus, StageStatus, with_input
+    from cli.runs import RunRecord, RunStatus, StageStatus, marker, with_input
 
     begun = datetime(2026, 1, 1, tzinfo=UTC)
     for number in range(runs):
@@ -149,6 +149,9 @@ def fill(bucket: Path, runs: int) -> None:
             run=folder.name, spec=spec, source=f"@channel_{number}", created=time, submitted=time, code_version="0"
         )
         (folder / "run.json").write_text(record.model_dump_json(indent=1))
+        mark = bucket / marker(record)
+        mark.mkdir(parents=True)
+        (mark / "marker").touch()
         status = RunStatus(run=folder.name, state="succeeded", exit_code=0, stages=stages)
         (folder / "status.json").write_text(status.model_dump_json(indent=1))
 

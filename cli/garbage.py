@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 
+from cli.runs import MARKERS, all_markers, load_record, marked_run, marker
 from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore, ObjectInfo
 from jobs.specs import KINDS, DataError
 
@@ -56,12 +57,15 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
                     what = f"{count} file{'s' * (count > 1)} that it does not list" if committed else "never committed"
                     _remove(store, found, f"{ref}/  ({what})", objects, dry_run)
         training = _holders(store, [path for path in alive if path.startswith("leases/model/")])
-        runs = [run for run in bucket.folders("runs/") if run not in training]
-        steps = pool.map(lambda run: _steps(store, run), runs)
+        runs = list(bucket.folders("runs/"))
+        steps = pool.map(lambda run: _steps(store, run), [run for run in runs if run not in training])
         for folder in chain.from_iterable(steps):
             files = list(bucket.list(f"{folder}/"))
             if files and all(old(o.modified) for o in files) and _is_spent(store, folder):
                 _remove(store, found, f"{folder}/  (checkpoint)", [(o.path, o.size) for o in files], dry_run)
+    spent = [(o.path, o.size) for o in _spent_markers(store, set(runs)) if old(o.modified)]
+    if spent:
+        _remove(store, found, f"{MARKERS}  ({len(spent)} of runs gone or submitted again)", spent, dry_run)
     ended = [(o.path, o.size) for o in leases if o.path not in alive]
     if ended:
         _remove(store, found, f"{len(ended)} dead leases", ended, dry_run)
@@ -77,6 +81,25 @@ def _steps(store: ArtifactStore, run: str) -> list[str]:
     """The folders of a run's checkpoints."""
     folder = f"runs/{run}/train/checkpoints"
     return [f"{folder}/{step}" for step in store.bucket.folders(f"{folder}/")]
+
+
+def _spent_markers(store: ArtifactStore, runs: set[str]) -> list[ObjectInfo]:
+    """Markers of runs that are gone, and those before a run's last submission.
+
+    One that is later than the record stays: its record may be on its way.
+    """
+    of: dict[str, list[str]] = {}
+    for path in all_markers(store):
+        of.setdefault(marked_run(path), []).append(path)
+    spent: list[str] = []
+    for run, paths in of.items():
+        if run not in runs:
+            spent += paths
+        elif len(paths) > 1:
+            with contextlib.suppress(DataError):  # which one is right cannot be told any more
+                own = marker(load_record(store, run))
+                spent += [path for path in paths if path > own]
+    return [info for path in spent for info in store.bucket.list(f"{path}/")]
 
 
 def _of_artifact(store: ArtifactStore, ref: str, old: Callable[[datetime], bool]) -> list[tuple[str, int]]:

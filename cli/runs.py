@@ -1,16 +1,20 @@
 """Runs as the bucket keeps them: ``runs/RUN/run.json`` (what was asked for) and ``status.json`` (how it stands).
 
 ``run.json`` is written by ``submit`` and is all that a driver needs. ``status.json`` is the driver's account for
-people and listings; no decision is ever taken by it.
+people and listings; no decision is ever taken by it. ``submitted/…-RUN/marker`` is empty: an object store lists
+by key alone, and the markers' keys sort by the time of submission, so that the newest runs are found without reading
+the records of all. Markers decide in which order records are read, never what is true. They are folders, because
+servers list those several times faster than objects, of which they tell the digests as well.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -33,6 +37,9 @@ from jobs.specs import (
 RunState = Literal["waiting", "running", "succeeded", "failed", "cancelled"]
 StageState = Literal["waiting", "running", "found", "succeeded", "failed", "cancelled"]
 NAME_LENGTH = 31
+MARKERS = "submitted/"  # beside runs/, so that whoever goes over the folders of runs does not meet them
+_READERS = 16
+_WINDOW = 64  # records that are read at a time
 
 
 class RunRecord(BaseModel):
@@ -145,7 +152,8 @@ def find_record(store: ArtifactStore, run: str) -> RunRecord | None:
 
 
 def save_record(store: ArtifactStore, record: RunRecord) -> None:
-    """Write ``run.json``."""
+    """Write ``run.json``, and its marker first: a kill in between leaves a marker too many, never one too few."""
+    store.bucket.put_bytes(f"{marker(record)}/marker", b"")
     body = record.model_dump_json(indent=1).encode()
     store.bucket.put_bytes(f"runs/{record.run}/run.json", body)
 
@@ -176,10 +184,29 @@ def load_progress(store: ArtifactStore, run: str, stage: str, shard: int | None 
     return found if isinstance(found, dict) else {}
 
 
-def all_records(store: ArtifactStore) -> list[RunRecord]:
-    """The records of all runs of the bucket, newest first; folders without one are left out.
+def marker(record: RunRecord) -> str:
+    """The folder of a record's marker; those of later submissions sort before it."""
+    submitted = record.submitted if record.submitted.tzinfo else record.submitted.replace(tzinfo=UTC)
+    microseconds = (submitted - datetime.fromtimestamp(0, UTC)) // timedelta(microseconds=1)
+    return f"{MARKERS}{2 * 10**18 - microseconds:019d}-{record.run}"  # 19 digits for the years 1 to 9999
 
-    One request for each run, many at a time, so that thousands of runs are a matter of seconds.
+
+def all_markers(store: ArtifactStore) -> list[str]:
+    """The folders of all markers, the newest submission first."""
+    return sorted(MARKERS + name for name in store.bucket.folders(MARKERS))
+
+
+def marked_run(path: str) -> str:
+    """The run that a marker names."""
+    return path.removeprefix(MARKERS).partition("-")[2]
+
+
+def all_records(store: ArtifactStore) -> Iterator[RunRecord]:
+    """The records of all runs of the bucket, newest first, read as they are asked for, many at a time.
+
+    Folders without a record that can be read are left out. Runs and markers are listed whole, a thousand a request.
+    Runs that no marker names are read at once; the others in the order of their newest markers. Each is given out by
+    the time in its record, so a marker without a record, or of another time, is no matter.
     """
 
     def read(name: str) -> RunRecord | None:
@@ -188,12 +215,25 @@ def all_records(store: ArtifactStore) -> list[RunRecord]:
         except DataError:  # a stage that was run by hand, or a record that somebody broke
             return None
 
-    with ThreadPoolExecutor(16) as pool:
-        found = [r for r in pool.map(read, store.bucket.folders("runs/")) if r is not None]
-    return sorted(found, key=lambda record: record.submitted, reverse=True)
+    with ThreadPoolExecutor(_READERS) as pool:
+        folders = pool.submit(lambda: list(store.bucket.folders("runs/")))
+        newest: dict[str, str] = {}
+        for path in all_markers(store):
+            newest.setdefault(marked_run(path), path)
+        marked = list(newest)
+        names = [name for name in folders.result() if name not in newest]
+        known: list[tuple[str, RunRecord]] = []
+        for start in range(0, len(marked) + 1, _WINDOW):
+            names += marked[start : start + _WINDOW]
+            for record in filter(None, pool.map(read, names)):
+                heapq.heappush(known, (marker(record), record))
+            names = []
+            following = marked[start + _WINDOW : start + _WINDOW + 1]
+            while known and not (following and known[0][0] > newest[following[0]]):
+                yield heapq.heappop(known)[1]
 
 
 def with_status(store: ArtifactStore, records: Sequence[RunRecord]) -> list[tuple[RunRecord, RunStatus]]:
     """These records, each with its status."""
-    with ThreadPoolExecutor(16) as pool:
+    with ThreadPoolExecutor(_READERS) as pool:
         return list(zip(records, pool.map(lambda record: load_status(store, record.run), records), strict=True))

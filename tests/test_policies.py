@@ -89,6 +89,7 @@ def test_a_stage_makes_its_own_kind_and_no_other(stage: StageName) -> None:
         assert may("PutObject", f"{PREFIX}/leases/{KINDS_OF[other]}/1/x.json") == (other == stage)
     for path in ("runs/r/run.json", "runs/r/status.json", "runs/r/driver/log.txt", "telegram", "leases/x", "x"):
         assert not may("PutObject", f"{PREFIX}/{path}")
+    assert not may("PutObject", f"{PREFIX}/submitted/0-r")
     for elsewhere in (f"other/{KINDS_OF[stage]}/1/x", f"{KINDS_OF[stage]}/1/x", f"{PREFIX}x/{KINDS_OF[stage]}/1/x"):
         assert not may("GetObject", elsewhere) and not may("PutObject", elsewhere)
     assert may("PutObject", f"{PREFIX}/runs/r/scrape-2/log.txt") == (stage == "scrape")

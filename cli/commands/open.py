@@ -32,7 +32,7 @@ def open_(
     settings = options.settings()
     store = open_store(settings)
     if run is None:
-        record = next(iter(all_records(store)), None)
+        record = next(all_records(store), None)
         if record is None:
             raise NotFoundError("there are no runs yet; see `bugurt submit -h`")
     else:

@@ -24,6 +24,8 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List runs, newest first."""
+    from itertools import islice
+
     from cli.output import age, print_json, print_table
     from cli.runs import all_records, with_status
     from cli.submission import owner_of
@@ -32,7 +34,8 @@ def runs(
     settings, store, cluster = options.places()
     me = owner_of(settings)
     jobs = {j.name: j for j in cluster.list() if j.component == "driver"}
-    shown = [record for record in all_records(store) if not mine or record.owner == me][:limit]
+    wanted = (record for record in all_records(store) if not mine or record.owner == me)
+    shown = list(islice(wanted, limit))
     found = [(record, status, *quick_state(record, status, jobs)) for record, status in with_status(store, shown)]
     if as_json:
         print_json(

@@ -155,7 +155,7 @@ def reclaimed(world: World) -> Iterator[str]:
         if name.startswith("runs/"):
             if not _RUN_FILES.fullmatch(name.split("/", 2)[2]):
                 yield f"{name} is left"
-        elif not name.startswith("telegram/entities/") and (path not in known or "/parts/" in name):
+        elif not name.startswith(("telegram/entities/", "submitted/")) and (path not in known or "/parts/" in name):
             yield f"{name} is left"
 
 
