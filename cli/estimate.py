@@ -104,7 +104,7 @@ PRESETS: dict[tuple[str, bool], tuple[float, int]] = {
     ("reference", False): (5.0, 8),
     ("reference", True): (5.0, 8),
     ("default", False): (5.0, 8),
-    ("default", True): (10.0, 8),
+    ("default", True): (10.0, 4),
     ("tiny", False): (3.0, 8),
     ("tiny", True): (20.0, 8),
 }

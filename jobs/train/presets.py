@@ -60,9 +60,15 @@ _FINE_TUNE = Settings(
     early_stopping_patience=3,
 )
 _SCRATCH = replace(
-    _FINE_TUNE, epochs=10.0, learning_rate=2e-3, weight_decay=0.1, dropout=0.0, early_stopping_patience=None
+    _FINE_TUNE,
+    epochs=10.0,
+    batch_size=4,  # more steps for the same tokens: 2.48 bits a character where 8 blocks a step came to 2.52
+    learning_rate=2e-3,
+    weight_decay=0.1,
+    dropout=0.0,
+    early_stopping_patience=None,
 )
-_TINY = replace(_SCRATCH, epochs=20.0, learning_rate=1e-3)
+_TINY = replace(_SCRATCH, epochs=20.0, batch_size=8, learning_rate=1e-3)
 
 #: preset -> (fine-tuning, from nothing)
 PRESETS: dict[str, tuple[Settings, Settings]] = {
