@@ -46,7 +46,7 @@ from jobs.train.presets import PRESETS, Settings
 from jobs.train.surroundings import resident_mib
 
 REFERENCE = "reference method"
-OUR_RATES = (2e-3, 4e-3, 8e-3)
+OUR_RATES = (1e-3, 2e-3, 4e-3)
 REFERENCE_RATES = (1e-3, 2e-3, 4e-3)
 
 
