@@ -297,6 +297,7 @@ def main(
     *,
     argv: Sequence[str] | None = None,
     description: str = "",
+    prepare: Callable[[S], None] | None = None,
 ) -> NoReturn:
     """Run a stage as a process and exit with its code.
 
@@ -304,6 +305,9 @@ def main(
     answer (a scrape that found nothing new returns its parent). It holds the lease on the artefact meanwhile, so
     that two processes asked for the same one do not write over each other; only one of several shards, which
     work side by side, takes leases of its own.
+
+    ``prepare`` is called in a thread once the spec is read, while the bucket is asked whether there is anything to do:
+    for imports that ``run`` will need. What it raises is left to ``run`` to meet again.
     """
     stage = spec_type.model_fields["stage"].default
     parser = _Parser(prog=f"python -m jobs.{stage}", description=description or spec_type.__doc__)
@@ -312,7 +316,7 @@ def main(
     parser.add_argument("--debug", action="store_true", help="show tracebacks and debug messages")
     parser.add_argument("--version", action="version", version=__version__)
     options = parser.parse_args(argv)
-    process = _Process(spec_type, run, options)
+    process = _Process(spec_type, run, options, prepare)
     try:
         try:
             code = process.work()
@@ -334,8 +338,9 @@ class _Process(Generic[S]):
         spec_type: type[S],
         run: Callable[[StageContext[S]], str | None],
         options: argparse.Namespace,
+        prepare: Callable[[S], None] | None,
     ) -> None:
-        self._spec_type, self._run, self._options = spec_type, run, options
+        self._spec_type, self._run, self._options, self._prepare = spec_type, run, options, prepare
         self.signals = _Signals()
         self._debug = options.debug or os.environ.get("BUGURT_DEBUG", "") not in ("", "0")
         self._stage = spec_type.model_fields["stage"].default
@@ -370,6 +375,8 @@ class _Process(Generic[S]):
         shard = _shard(env, spec)
         # Before the client of S3 is made, which takes a while: whoever looks sees at once what has started.
         log.info("bugurt %s, stage %s, run %s: makes %s", __version__, self._stage, run_name, spec.ref())
+        if self._prepare is not None:
+            threading.Thread(target=_prepared, args=(self._prepare, spec), name="prepare", daemon=True).start()
         store = ArtifactStore.from_env(env)
         scratch = self._workdir / "work"
         scratch.mkdir()
@@ -413,6 +420,13 @@ class _Process(Generic[S]):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):  # whoever read them is gone
                 stream.flush()
+
+
+def _prepared(prepare: Callable[[S], None], spec: S) -> None:
+    try:
+        prepare(spec)
+    except Exception as error:
+        log.debug("preparing: %s", error)
 
 
 def _work(ctx: StageContext[S], run: Callable[[StageContext[S]], str | None]) -> str | None:
