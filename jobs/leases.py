@@ -30,7 +30,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 
-from jobs.specs import BugurtError, DataError, NotFoundError, TemporaryError, load_json
+from jobs.specs import BugurtError, DataError, LeaseLostError, NotFoundError, load_json
 from jobs.storage import Bucket, ObjectInfo
 
 log = logging.getLogger(__name__)
@@ -156,19 +156,19 @@ class Lease:
         self._thread.start()
 
     def ensure(self, *, ask: bool = False) -> None:
-        """Raise TemporaryError unless the lease is still ours (and held); ``ask`` the bucket even if there is no doubt.
+        """Raise LeaseLostError unless the lease is still ours (and held); ``ask`` the bucket even if there is no doubt.
 
         Without a doubt and without ``ask`` this costs nothing, so it can stand before every upload.
         """
         if not self.lost.is_set() and (ask or time.monotonic() - self._renewed > self._ttl * LATE):
             self._renew()
         if self.lost.is_set():
-            raise TemporaryError(
+            raise LeaseLostError(
                 f"the lease {self._folder.rstrip('/')} was lost: this process was out of touch with the bucket for "
                 "too long, and another may be at work on the same thing"
             )
         if self._stop.is_set():  # a thread that is left over from the work it was for
-            raise TemporaryError(f"the lease {self._folder.rstrip('/')} was given back already")
+            raise LeaseLostError(f"the lease {self._folder.rstrip('/')} was given back already")
 
     def _renew(self) -> None:
         """Show a sign of life, or find out that the lease is lost."""

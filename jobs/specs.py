@@ -137,6 +137,10 @@ class TemporaryError(BugurtError):
         self.retry_after = retry_after
 
 
+class LeaseLostError(TemporaryError):
+    """What this process held alone it does not hold (any more): it must not write to it."""
+
+
 class Interrupted(BugurtError):  # noqa: N818  # it is no error of anybody
     """SIGTERM or SIGINT arrived; what could be saved has been saved."""
 

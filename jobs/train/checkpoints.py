@@ -10,14 +10,14 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jobs.artifacts import ArtifactStore, Manifest
-from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
+from jobs.specs import BugurtError, ConfigError, DataError, LeaseLostError, NotFoundError, TemporaryError
 from jobs.train.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -116,11 +116,26 @@ class Uploader:
     """Uploads one checkpoint at a time in a thread and keeps the newest ``keep`` of this run.
 
     A failed upload is no end of a training: it is said in the log and the next one tries again; after FAILURES
-    in a row, or when the bucket refuses us, the next call raises.
+    in a row, when the bucket refuses us, or when the lease on the model is lost, the next call raises.
     """
 
-    def __init__(self, store: ArtifactStore, *, run: str, artifact: str, spec: Mapping[str, Any], keep: int) -> None:
+    def __init__(
+        self,
+        store: ArtifactStore,
+        *,
+        run: str,
+        artifact: str,
+        spec: Mapping[str, Any],
+        keep: int,
+        guard: Callable[[], None] | None = None,
+    ) -> None:
+        """``guard`` is called before anything is written or removed, and may raise: the lease's ``ensure``.
+
+        Another process that has taken the model over keeps its checkpoints in the same folder, if it is of the same
+        run: what is still on its way here must neither overwrite nor prune them.
+        """
         self._store, self._run, self._artifact, self._spec, self._keep = store, run, artifact, spec, keep
+        self._guard = guard
         self._thread: threading.Thread | None = None
         self._error: BugurtError | None = None
         self._failed = 0
@@ -140,7 +155,8 @@ class Uploader:
     def wait(self) -> None:
         """Wait for the upload that is under way, if any; raises as ``submit``."""
         self.settle()
-        if self._error is not None and (self._failed >= FAILURES or isinstance(self._error, ConfigError)):
+        final = isinstance(self._error, ConfigError | LeaseLostError)
+        if self._error is not None and (final or self._failed >= FAILURES):
             raise self._error
 
     def settle(self) -> None:
@@ -177,8 +193,9 @@ class Uploader:
 
     def _upload(self, folder: Path, step: int, best: Path | None) -> None:
         ref = f"{folder_of(self._run)}/{step}"
+        self._ensure()
         self._store.remove(ref)  # nobody must see a mixture of an old one and the new one
-        writer = self._store.writer(ref)
+        writer = self._store.writer(ref, guard=self._guard)
         found = sorted(f for pattern in KEPT for f in folder.glob(pattern))
         if missing := set(NEEDED) - {f.name for f in found}:
             raise TemporaryError(f"checkpoint {step} lacks {', '.join(sorted(missing))}")
@@ -187,9 +204,14 @@ class Uploader:
         if best is not None:
             for file in sorted(best.iterdir()):
                 writer.put_file(file, f"{BEST}/{file.name}")
+        self._ensure()
         writer.commit(stage=STAGE, spec=self._spec, info={"artifact": self._artifact, "step": step}, run=self._run)
         log.info("checkpoint %d is in the bucket", step)
         self._prune()
+
+    def _ensure(self) -> None:
+        if self._guard is not None:
+            self._guard()
 
     def _prune(self) -> None:
         steps = sorted(
@@ -197,4 +219,5 @@ class Uploader:
         )
         whole = [s for s in steps if self._store.bucket.head(f"{folder_of(self._run)}/{s}/manifest.json")]
         for step in whole[self._keep :]:
+            self._ensure()
             self._store.remove(f"{folder_of(self._run)}/{step}")

@@ -2,7 +2,8 @@
 
 The stage's own process stays the parent: it holds the lease, reports, gets the signals and commits. The workers
 (``jobs.train.worker``) train. Each connects to the parent over a Unix socket: it sends its log, its progress, its
-error or result; the parent sends word that a signal has arrived. A worker whose parent is gone ends at once.
+error or result; the parent sends word that a signal has arrived, and answers whether the lease is still ours. A
+worker whose parent is gone ends at once.
 """
 
 from __future__ import annotations
@@ -48,13 +49,16 @@ class Told:
 class Parent:
     """The parent's end of the workers' sockets."""
 
-    def __init__(self, report: Callable[..., None], stop: threading.Event) -> None:
+    def __init__(
+        self, report: Callable[..., None], stop: threading.Event, guard: Callable[[], None] | None = None
+    ) -> None:
         self.told = Told()
-        self._report, self._stop = report, stop
+        self._report, self._stop, self._guard = report, stop, guard
         make_room()
         self._listener = Listener(family="AF_UNIX")
         self._connections: list[Connection] = []
         self._lock = threading.Lock()
+        self._sending = threading.Lock()  # a connection takes one message at a time
         self._ended = False
         self._readers: list[threading.Thread] = []
         self.address = str(self._listener.address)
@@ -82,13 +86,25 @@ class Parent:
             connections = list(self._connections)
         self._send_stop(connections)
 
-    @staticmethod
-    def _send_stop(connections: list[Connection]) -> None:
+    def _send_stop(self, connections: list[Connection]) -> None:
         for connection in connections:
-            try:
-                connection.send("stop")
-            except OSError:
-                continue  # that worker has ended already
+            self._send(connection, "stop")
+
+    def _send(self, connection: Connection, *message: Any) -> None:
+        try:
+            with self._sending:
+                connection.send(message)
+        except OSError:
+            log.debug("a training process ended before it could be told: %s", message[0])
+
+    def _ensured(self) -> tuple[str, str, float | None] | None:
+        """What the guard has to say, as a worker gets it: None, or the error that ``rebuilt`` makes."""
+        try:
+            if self._guard is not None:
+                self._guard()
+        except BugurtError as error:
+            return type(error).__name__, str(error), getattr(error, "retry_after", None)
+        return None
 
     def _read(self, connection: Connection) -> None:
         while True:
@@ -104,6 +120,8 @@ class Parent:
                 self.told.result = (rest[0], rest[1])
             elif kind == "error":
                 self.told.errors.append(rebuilt(*rest))
+            elif kind == "ensure":
+                self._send(connection, "ensured", self._ensured())
             elif kind == "too large":
                 self.told.errors.append(TooLarge(*rest))
 
@@ -132,10 +150,12 @@ def launch(
     report: Callable[..., None],
     stop: threading.Event,
     batch: tuple[int, int] | None,
+    guard: Callable[[], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """Train with ``topology.local_processes()`` workers here; returns rank 0's counts and info on the first node.
 
-    Raises what the workers raised, TooLarge among it; TemporaryError when they were killed.
+    ``guard`` is called when the worker that keeps checkpoints is about to write, and may raise. Raises what the
+    workers raised, TooLarge among it; TemporaryError when they were killed.
     """
     processes = topology.local_processes()
     job = {
@@ -177,7 +197,7 @@ def launch(
         "jobs.train.worker",
         str(path),
     ]
-    parent = Parent(report, stop)
+    parent = Parent(report, stop, guard)
     cores = len(os.sched_getaffinity(0))
     env = {
         "OMP_NUM_THREADS": str(max(1, cores // processes)),

@@ -38,7 +38,7 @@ class Work:
 
     ``out``: the folder that the finished model goes to; ``report``: takes progress fields; ``stopped``: whether a
     signal has arrived; ``rank`` of ``world`` processes, ``local_rank`` on this machine; ``batch``: batch size and
-    accumulation that are known to fit, instead of the settings'.
+    accumulation that are known to fit, instead of the settings'; ``guard``: raises once the lease on the model is lost.
     """
 
     spec: TrainSpec
@@ -52,6 +52,7 @@ class Work:
     world: int = 1
     local_rank: int = 0
     batch: tuple[int, int] | None = None
+    guard: Callable[[], None] | None = None
 
     @property
     def out(self) -> Path:
@@ -111,8 +112,9 @@ def train(work: Work) -> Result | None:
     uploader = None
     if work.rank == 0:
         uploader = checkpoints.Uploader(
-            store, run=work.run, artifact=work.ref, spec=spec.model_dump(mode="json"), keep=spec.keep_checkpoints
-        )
+            store, run=work.run, artifact=work.ref, spec=spec.model_dump(mode="json"), keep=spec.keep_checkpoints,
+            guard=work.guard,
+        )  # fmt: skip
     session = Session(work, settings, style, tokenizer, blocks, held_out, characters, journal, uploader, precision)
     try:
         trainer, base = session.run(resumed)

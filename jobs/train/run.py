@@ -60,6 +60,7 @@ def _here(ctx: StageContext[TrainSpec], batch: tuple[int, int] | None) -> tuple[
             report=ctx.progress.update,
             stopped=ctx.stop.is_set,
             batch=batch,
+            guard=ctx.lease.ensure if ctx.lease else None,
         )
     )
     assert result is not None  # one process has rank 0
@@ -78,6 +79,7 @@ def _in_several(
         report=ctx.progress.update,
         stop=ctx.stop,
         batch=batch,
+        guard=ctx.lease.ensure if ctx.lease else None,
     )
     if result is None:
         raise DataError("the training processes ended without a result")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from jobs.artifacts import ArtifactStore
 from jobs.reporting import configure_logging
 from jobs.specs import BugurtError, ExitCode, TemporaryError, TrainSpec
 from jobs.stage import explain
-from jobs.train.launch import SOCKET, TooLarge
+from jobs.train.launch import SOCKET, TooLarge, rebuilt
 
 PATIENCE = timedelta(minutes=15)  # that a process waits for another one in a collective
 
@@ -29,6 +30,8 @@ class Link:
         self._connection = connection
         self._lock = threading.Lock()
         self.stop = threading.Event()
+        self._asking = threading.Lock()
+        self._answers: queue.SimpleQueue[tuple[str, str, float | None] | None] = queue.SimpleQueue()
         self._done = False
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
 
@@ -37,13 +40,24 @@ class Link:
         with self._lock:
             self._connection.send(message)
 
+    def ensure(self) -> None:
+        """Ask the parent, which holds the lease, whether it is still ours; raises what its ``ensure`` raised there."""
+        with self._asking:
+            self.send("ensure")
+            answer = self._answers.get()  # a parent that is gone ends this process
+        if answer is not None:
+            raise rebuilt(*answer)
+
     def _listen(self) -> None:
         while True:
             try:
-                if self._connection.recv() == "stop":
-                    self.stop.set()
+                kind, *rest = self._connection.recv()
             except (EOFError, OSError):
                 os._exit(ExitCode.TRY_AGAIN)  # the parent is gone: nobody would commit what we make
+            if kind == "stop":
+                self.stop.set()
+            else:
+                self._answers.put(rest[0])
 
 
 class _ToParent(logging.Handler):
@@ -110,6 +124,7 @@ def _train(job: dict[str, Any], rank: int, world: int, local: int, link: Link) -
         world=world,
         local_rank=local,
         batch=None if job["batch"] is None else (job["batch"][0], job["batch"][1]),
+        guard=link.ensure,
     )
     result = train(work)
     dist.barrier()
