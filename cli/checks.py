@@ -175,8 +175,16 @@ def check_rclone() -> Iterator[Finding]:
 
 def check_bucket(settings: Settings) -> Iterator[Finding]:
     """Reach the bucket, write, read and delete in it, look at its clock and at conditional writes."""
-    from cli.places import open_store
+    from cli.places import is_unmade, open_store
 
+    if is_unmade(settings):  # a look around leaves nothing behind
+        if os.access(settings.root, os.W_OK | os.X_OK):
+            yield ok("bucket", f"the embedded one, which the first run makes in {settings.state}")
+        else:
+            yield fail(
+                "bucket", f"cannot be made: {settings.root} is closed to writing", "work in a folder of your own"
+            )
+        return
     bucket = open_store(settings).bucket
     yield ok("bucket", f"{bucket.url('')} is there{_where(settings)}")
     path = f"doctor/{uuid.uuid4().hex}"

@@ -265,7 +265,7 @@ def main() -> NoReturn:
         from cli.settings import load
 
         settings = load()
-        store = open_store(settings)
+        store = open_store(settings, making=True)
         logging.getLogger("cli").addHandler(_BucketLog(store, options.run))
         record = load_record(store, options.run)
         owner = job_name(record.run, "driver", None, record.attempt)

@@ -35,9 +35,9 @@ def settings() -> Settings:
     return load(OPTIONS.config)
 
 
-def places() -> tuple[Settings, ArtifactStore, Cluster]:
-    """Settings, bucket and cluster, as most commands need them."""
+def places(*, making: bool = False) -> tuple[Settings, ArtifactStore, Cluster]:
+    """Settings, bucket and cluster, as most commands need them; ``making``: see ``cli.places.open_store``."""
     from cli.places import open_cluster, open_store
 
     found = settings()
-    return found, open_store(found), open_cluster(found)
+    return found, open_store(found, making=making), open_cluster(found)

@@ -45,11 +45,27 @@ def s3_env(settings: Settings) -> dict[str, str]:
     return {f"BUGURT_S3_{name}": value for name, value in values.items() if value}
 
 
-def open_store(settings: Settings) -> ArtifactStore:
-    """The bucket, checked to be there. Raises ConfigError or TemporaryError."""
+def is_unmade(settings: Settings) -> bool:
+    """Whether the bucket is the embedded one and nothing was ever put into it: its folder is not there."""
+    return is_embedded(settings) and not (settings.state / "bucket").is_dir()
+
+
+def open_store(settings: Settings, *, making: bool = False) -> ArtifactStore:
+    """The bucket, checked to be there. Raises ConfigError or TemporaryError.
+
+    ``making``: for something that will be put into it; whoever only looks at the embedded bucket finds it empty where
+    there is none yet, and leaves the folder as it is.
+    """
     from jobs.artifacts import ArtifactStore, Bucket, S3Settings
 
-    bucket = Bucket(S3Settings.from_env(s3_env(settings)))
+    bucket: Bucket
+    if is_unmade(settings) and not making:
+        from cli.clusters.local_s3 import BUCKET
+        from cli.empty import EmptyBucket
+
+        bucket = EmptyBucket(S3Settings(BUCKET, settings.s3.prefix))
+    else:
+        bucket = Bucket(S3Settings.from_env(s3_env(settings)))
     store = ArtifactStore(bucket, show_progress=False if OPTIONS.quiet else None)
     bucket.check()
     log.info("the bucket is %s at %s", bucket.url(""), bucket.settings.endpoint or "AWS")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.artifacts import ArtifactStore, hash_file
@@ -87,8 +87,19 @@ def parse_source(text: str) -> Source:
     return Source(text, file=path)
 
 
-def upload(store: ArtifactStore, file: Path) -> str:
-    """Put a file into the bucket as a ``source`` artefact, unless the same content is there; returns its ref."""
+@dataclass(frozen=True)
+class Addressed:
+    """A file as a ``source`` artefact, whether it is in the bucket or not; ``name``: there; ``size`` in bytes."""
+
+    ref: str
+    name: str
+    sha256: str
+    size: int
+    identity: dict[str, list[list[str]]]
+
+
+def address(file: Path) -> Addressed:
+    """Where a file lies, or would lie, in the bucket: its content says so. Raises DataError."""
     name = _NAMES.get(file.suffix.lower(), file.name)
     try:
         sha256, size = hash_file(file)
@@ -99,14 +110,42 @@ def upload(store: ArtifactStore, file: Path) -> str:
     kind, version = MAKES["upload"], STAGE_VERSIONS["upload"]
     identity = {"files": [[name, sha256]]}
     ref = f"{kind}/{digest_id(kind, 'upload', version, identity, {})}"
+    return Addressed(ref, name, sha256, size, identity)
+
+
+@dataclass
+class Uploads:
+    """The way of a user's files into the bucket. ``dry``: their addresses are told, and nothing is sent.
+
+    ``unsent``: the files that a dry one would have sent, by reference, with their sizes in bytes.
+    """
+
+    store: ArtifactStore
+    dry: bool = False
+    unsent: dict[str, tuple[Path, int]] = field(default_factory=dict)
+
+    def put(self, file: Path) -> str:
+        """The reference of a file's artefact. Raises DataError for a file that cannot be read, or is empty."""
+        if not self.dry:
+            return upload(self.store, file)
+        found = address(file)
+        if self.store.find(found.ref) is None:
+            self.unsent[found.ref] = (file, found.size)
+        return found.ref
+
+
+def upload(store: ArtifactStore, file: Path) -> str:
+    """Put a file into the bucket as a ``source`` artefact, unless the same content is there; returns its ref."""
+    found = address(file)
+    ref = found.ref
     if store.find(ref) is not None:
         return ref
     with store.lease(ref, holder="another upload") as lease:
         if store.find(ref) is None:
             writer = store.writer(ref, guard=lease.ensure)
-            entry = writer.put_file(file, name)
-            if entry.sha256 != sha256:
+            entry = writer.put_file(file, found.name)
+            if entry.sha256 != found.sha256:
                 raise DataError(f"{file} changed while it was uploaded; try again when nobody writes to it")
             lease.ensure(ask=True)
-            writer.commit(stage="upload", spec=identity, counts={"bytes": size}, info={"name": file.name})
+            writer.commit(stage="upload", spec=found.identity, counts={"bytes": found.size}, info={"name": file.name})
     return ref

@@ -28,18 +28,19 @@ def demo(
 ) -> None:
     """Run the whole pipeline on the sample export and print new posts."""
     from cli.assemble import build_run
-    from cli.commands.submit import finish, preset_for, scrape_options, send, vocabulary_for
+    from cli.given import preset_for, scrape_options, vocabulary_for
     from cli.output import next_commands, say
-    from cli.sources import parse_source
+    from cli.sending import finish, send
+    from cli.sources import Uploads, parse_source
     from cli.story import Story
     from jobs.specs import ConfigError
 
     if source is None and not SAMPLE.is_dir():
         raise ConfigError("the sample channel is not installed; give --source EXPORT, or run from a checkout")
     where = source or str(SAMPLE)
-    settings, store, cluster = options.places()
+    settings, store, cluster = options.places(making=True)
     given = {
-        "scrape": scrape_options(store, where, None, None, None, None, required=True),
+        "scrape": scrape_options(Uploads(store), where, None, None, None, None, required=True),
         "preprocess": {"model": model, "vocab_size": vocabulary_for(settings, model)},
         "train": {"model": model, "preset": preset_for(settings, model)},
         "generate": {"count": count, "temperature": 0.8, "rerank": 4},

@@ -34,7 +34,7 @@ def mirror(
     if find_spec("torch") is None or find_spec("transformers") is None:
         raise ConfigError("mirroring needs torch and transformers on this machine: pip install 'bugurt[train]'")
     settings = options.settings()
-    open_store(settings)
+    open_store(settings, making=True)
     command = [sys.executable, "-m", "jobs.train.mirror", "--model", model, "--revision", revision]
     command += ["--force"] * force + ["--debug"] * OPTIONS.debug
     done = subprocess.run(command, env={**os.environ, **s3_env(settings)}, check=False)

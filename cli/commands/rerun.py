@@ -21,8 +21,8 @@ def rerun(
     wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow it to its end / return at once.")] = False,
 ) -> None:
     """Go on with a run that failed or was cancelled: artefacts that are there are found, the rest is done."""
-    from cli.commands.submit import finish, send
     from cli.runs import load_record
+    from cli.sending import finish, send
     from cli.submission import plan, submit
 
     settings, store, cluster = options.places()

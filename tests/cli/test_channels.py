@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cli.clusters import local_s3
-from cli.commands.submit import check_distinct
+from cli.given import check_distinct
 from cli.runs import load_status, run_name, save_record
 from cli.sources import channel_key
 from cli.submission import latest_posts, plan

@@ -144,6 +144,66 @@ def test_a_dry_run_guesses_no_inputs(project: Project) -> None:
     assert (jobs["train"]["dataset"], jobs["generate"]["model"]) == (None, None), "they have no id yet"
 
 
+DRY = ("submit", "pipeline", "--source", "posts.txt", "--model", "scratch:tiny", "--profile", "own.toml",
+       "--prompt-file", "begin.txt", "--name", "first")  # fmt: skip
+
+
+def hand_in(project: Project) -> None:
+    (project.folder / "own.toml").write_text('name = "own"\n', encoding="utf-8")
+    (project.folder / "begin.txt").write_text("КУПИЛ\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("how", [("--dry-run",), ("--estimate", "--tokens-per-second", "100")])
+def test_who_only_asks_leaves_nothing_behind(project: Project, how: tuple[str, ...]) -> None:
+    hand_in(project)
+    before = sorted(project.folder.rglob("*"))
+    project.ok(*DRY, *how)
+    assert sorted(project.folder.rglob("*")) == before
+
+
+def test_a_dry_run_tells_the_addresses_that_the_files_will_have(project: Project) -> None:
+    hand_in(project)
+    dry = project.run(*DRY, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    spec = json.loads(dry.stdout)["run"]["spec"]
+    refs = [spec["scrape"]["source"], spec["preprocess"]["profile_file"], spec["generate"]["prompts_file"]]
+    for file, ref in zip(("posts.txt", "own.toml", "begin.txt"), refs, strict=True):
+        assert f"would upload {file} as {ref} (" in dry.stderr
+    assert project.json("artifacts", "list") == []
+    project.ok("submit", "scrape", "--source", "posts.txt", "--wait")
+    again = project.run(*DRY, "--dry-run")
+    assert json.loads(again.stdout)["run"]["spec"] == spec
+    assert "posts.txt" not in again.stderr, "it is there by now"
+    assert {m["ref"] for m in project.json("artifacts", "list", "source")} == {refs[0]}
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "command"),
+    [
+        (0, "no runs yet", ("runs",)),
+        (0, "", ("artifacts", "list")),
+        (0, "", ("batches", "list")),
+        (0, "0 things", ("gc",)),
+        (65, "there is no run 'r'", ("status", "r")),
+        (65, "there is no run 'r'", ("logs", "r")),
+        (65, "there is no run 'r'", ("cancel", "r")),
+        (65, "is no artefact", ("artifacts", "show", "model/abcd")),
+        (65, "", ("batches", "show")),
+        (None, "the first run makes", ("doctor",)),
+        (0, "", ("down",)),
+    ],
+)
+def test_who_looks_around_in_a_folder_that_is_no_project_makes_none_of_it(
+    project: Project, code: int | None, words: str, command: tuple[str, ...]
+) -> None:
+    before = sorted(project.folder.rglob("*"))
+    done = project.run(*command)
+    assert code is None or done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(project.folder.rglob("*")) == before
+
+
 def test_settings_go_from_file_to_environment_to_options(project: Project) -> None:
     (project.folder / "bugurt.toml").write_text("[scrape]\nlimit = 1\n", encoding="utf-8")
     dry = ("submit", "scrape", "--source", "posts.txt", "--dry-run")
