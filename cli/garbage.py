@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import chain
+from functools import partial
+from itertools import chain, groupby
 
 from cli.runs import MARKERS, all_markers, load_record, marked_run, marker
 from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore, ObjectInfo
 from jobs.specs import KINDS, DataError
 
 WORKERS = 16  # requests at a time
+TOGETHER = 64  # artefacts that are listed by one request, or few
+CACHE = "cache/ctranslate2/"  # converted models: MODEL'S ID/QUANTIZATION/
 
 
 @dataclass
@@ -40,11 +43,15 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
     leases = list(bucket.list("leases/"))
     alive = [info.path for info in leases if not dead(info.modified)]
     held = {path.removeprefix("leases/").rpartition("/")[0] for path in alive}
-    with ThreadPoolExecutor(WORKERS) as pool:  # a request for each artefact and run: many at a time
+    in_use = held | {parent for path in held for parent in _parents(path)}  # shards hold what lies below an artefact
+    models: set[str] = set()  # those that are committed
+    with ThreadPoolExecutor(WORKERS) as pool:  # a request for each manifest and run: many at a time
         for kind in KINDS:
-            refs = [f"{kind}/{name}" for name in bucket.folders(f"{kind}/")]
-            refs = [r for r in refs if r not in held and not any(h.startswith(f"{r}/") for h in held)]
-            for ref, seen in zip(refs, pool.map(lambda r: _of_artifact(store, r, old), refs), strict=True):
+            listed = {ref: objects for ref, objects in _listed(store, pool, kind) if ref not in in_use}
+            if kind == "model":
+                models = {ref for ref, objects in listed.items() if any(o.path == f"{ref}/{MANIFEST}" for o in objects)}
+            looks = pool.map(lambda item: _of_artifact(store, item[0], old, item[1]), listed.items())
+            for ref, seen in zip(listed, looks, strict=True):
                 if not seen:
                     continue
                 with _undisturbed(store, ref, dead, dry_run=dry_run) as alone:
@@ -58,11 +65,14 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
                     _remove(store, found, f"{ref}/  ({what})", objects, dry_run)
         training = _holders(store, [path for path in alive if path.startswith("leases/model/")])
         runs = list(bucket.folders("runs/"))
-        steps = pool.map(lambda run: _steps(store, run), [run for run in runs if run not in training])
-        for folder in chain.from_iterable(steps):
-            files = list(bucket.list(f"{folder}/"))
-            if files and all(old(o.modified) for o in files) and _is_spent(store, folder):
+        steps = pool.map(partial(_checkpoints, store), [run for run in runs if run not in training])
+        aged = [(f, files) for f, files in chain.from_iterable(steps) if all(old(o.modified) for o in files)]
+        spent_ones = pool.map(lambda one: _is_spent(store, one[0], models), aged)
+        for (folder, files), spent_one in zip(aged, spent_ones, strict=True):
+            # Asked once more before it goes: the model that makes a checkpoint useless may have been removed since.
+            if spent_one and (dry_run or _is_spent(store, folder)):
                 _remove(store, found, f"{folder}/  (checkpoint)", [(o.path, o.size) for o in files], dry_run)
+        _collect_cache(store, found, in_use, old, dead, dry_run=dry_run)
     spent = [(o.path, o.size) for o in _spent_markers(store, set(runs)) if old(o.modified)]
     if spent:
         _remove(store, found, f"{MARKERS}  ({len(spent)} of runs gone or submitted again)", spent, dry_run)
@@ -77,10 +87,65 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
     return found
 
 
-def _steps(store: ArtifactStore, run: str) -> list[str]:
-    """The folders of a run's checkpoints."""
-    folder = f"runs/{run}/train/checkpoints"
-    return [f"{folder}/{step}" for step in store.bucket.folders(f"{folder}/")]
+def _parents(path: str) -> Iterator[str]:
+    """The folders that a path lies in, as ``batch/ID/parts`` and ``batch/ID`` for ``batch/ID/parts/0``."""
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
+
+
+def _listed(store: ArtifactStore, pool: ThreadPoolExecutor, kind: str) -> Iterator[tuple[str, list[ObjectInfo]]]:
+    """The folders of a kind with their objects, by few requests, each for those whose ids begin alike.
+
+    Not by one for all of them: servers give a thousand objects at a time, and the embedded one goes through all that
+    were asked for whenever it is asked for the next thousand.
+    """
+    names = list(store.bucket.folders(f"{kind}/"))
+    length = 0
+    while len(names) > TOGETHER * 16**length:
+        length += 1
+    for objects in pool.map(
+        lambda start: list(store.bucket.list(f"{kind}/{start}")), {n[:length]: None for n in names}
+    ):
+        yield from _folders(objects, 2)
+
+
+def _checkpoints(store: ArtifactStore, run: str) -> list[tuple[str, list[ObjectInfo]]]:
+    """The folders of a run's checkpoints with their objects."""
+    return _folders(store.bucket.list(f"runs/{run}/train/checkpoints/"), 5)
+
+
+def _folders(objects: Iterable[ObjectInfo], depth: int) -> list[tuple[str, list[ObjectInfo]]]:
+    """Objects, in the order of their paths, by the folder that so many names of a path lead to."""
+    inside = (o for o in objects if o.path.count("/") >= depth)
+    return [(f, list(g)) for f, g in groupby(inside, key=lambda o: "/".join(o.path.split("/")[:depth]))]
+
+
+def _collect_cache(
+    store: ArtifactStore,
+    found: Collected,
+    in_use: set[str],
+    old: Callable[[datetime], bool],
+    dead: Callable[[datetime], bool],
+    *,
+    dry_run: bool,
+) -> None:
+    """Converted models that nobody can ask for any more, for the model is gone, and those that were never finished."""
+
+    def useless(folder: str, objects: list[ObjectInfo]) -> bool:
+        model = f"model/{folder.split('/')[2]}"
+        if folder in in_use or model in in_use or not all(old(o.modified) for o in objects):
+            return False
+        finished = any(o.path == f"{folder}/{MANIFEST}" for o in objects)
+        return not finished or store.bucket.head(f"{model}/{MANIFEST}") is None
+
+    for folder, objects in _folders(store.bucket.list(CACHE), 4):
+        if not useless(folder, objects):
+            continue
+        with _undisturbed(store, folder, dead, dry_run=dry_run) as alone:
+            now = list(store.bucket.list(f"{folder}/")) if alone else []  # whoever came meanwhile may have made it
+            if now and useless(folder, now):
+                _remove(store, found, f"{folder}/  (converted)", [(o.path, o.size) for o in now], dry_run)
 
 
 def _spent_markers(store: ArtifactStore, runs: set[str]) -> list[ObjectInfo]:
@@ -102,11 +167,17 @@ def _spent_markers(store: ArtifactStore, runs: set[str]) -> list[ObjectInfo]:
     return [info for path in spent for info in store.bucket.list(f"{path}/")]
 
 
-def _of_artifact(store: ArtifactStore, ref: str, old: Callable[[datetime], bool]) -> list[tuple[str, int]]:
-    """What may go of an artefact's folder: what a manifest does not list, or all of it when there is none."""
-    objects = list(store.bucket.list(f"{ref}/"))
+def _of_artifact(
+    store: ArtifactStore, ref: str, old: Callable[[datetime], bool], objects: list[ObjectInfo] | None = None
+) -> list[tuple[str, int]]:
+    """What may go of an artefact's folder: what a manifest does not list, or all of it when there is none.
+
+    ``objects``: all that lies in the folder, where that is known already.
+    """
+    objects = list(store.bucket.list(f"{ref}/")) if objects is None else objects
     if any(o.path == f"{ref}/{MANIFEST}" for o in objects):
-        objects = [o for o in _strays(store, ref, objects) if old(o.modified)]
+        aged = any(old(o.modified) for o in objects if o.path != f"{ref}/{MANIFEST}")
+        objects = [o for o in _strays(store, ref, objects) if old(o.modified)] if aged else []
     elif not all(old(o.modified) for o in objects):
         objects = []
     return [(o.path, o.size) for o in objects]
@@ -124,8 +195,8 @@ def _holders(store: ArtifactStore, claims: list[str]) -> set[str]:
     return found
 
 
-def _is_spent(store: ArtifactStore, folder: str) -> bool:
-    """Whether nothing can be resumed from a checkpoint any more, or its model is there."""
+def _is_spent(store: ArtifactStore, folder: str, models: set[str] | None = None) -> bool:
+    """Whether nothing can be resumed from a checkpoint any more, or its model is there (among ``models``, if given)."""
     try:
         manifest = store.find(folder)
     except DataError:
@@ -133,6 +204,8 @@ def _is_spent(store: ArtifactStore, folder: str) -> bool:
     if manifest is None:
         return True
     model = manifest.info.get("artifact")
+    if models is not None:
+        return model in models
     return isinstance(model, str) and store.bucket.head(f"{model}/{MANIFEST}") is not None
 
 

@@ -149,3 +149,65 @@ def test_checkpoints_of_a_training_that_goes_on_stay_whatever_their_age(store: A
     assert "runs/r/train/checkpoints/10/weights" in paths(store)
     collect(store, 0.0, dry_run=False)
     assert "runs/r/train/checkpoints/10/weights" not in paths(store)
+
+
+def test_many_artefacts_are_all_looked_at_and_files_beside_them_stay(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However their ids begin, and more of them than one request lists."""
+    monkeypatch.setattr(garbage, "TOGETHER", 2)
+    names = [*(f"{n:x}" * 20 for n in range(16)), "0" * 19 + "1", "ab" * 10, "no-id"]
+    for name in names:
+        store.bucket.put_bytes(f"posts/{name}/part-00000.parquet", b"x")
+    store.bucket.put_bytes("posts/note.txt", b"not ours")
+    found = collect(store, 0.0, dry_run=False)
+    assert sorted(found.lines) == sorted(f"posts/{name}/  (never committed)" for name in names)
+    assert paths(store) == {"posts/note.txt"}
+
+
+def cached(store: ArtifactStore, model: str, *, whole: bool = True) -> str:
+    """A converted model; its folder."""
+    folder = f"cache/ctranslate2/{model.partition('/')[2]}/int8"
+    writer = store.writer(folder)
+    writer.put_bytes("model.bin", b"x")
+    if whole:
+        writer.commit(stage="convert", spec={}, inputs={"model": model})
+    return folder
+
+
+def test_converted_models_go_with_their_model(store: ArtifactStore) -> None:
+    there, gone, broken_off, busy, coming = (f"model/{c * 20}" for c in "abcde")
+    for model in (there, broken_off):
+        store.writer(model).commit(stage="train", spec={})
+    kept = cached(store, there)
+    folders = [cached(store, gone), cached(store, broken_off, whole=False)]
+    in_use = [cached(store, busy), cached(store, coming)]
+    assert collect(store, 3600.0, dry_run=False).lines == [], "everything is new"
+    with store.lease(in_use[0], holder="a stage that reads it"), store.lease(coming, holder="a training"):
+        assert collect(store, 0.0, dry_run=True).lines == [f"{folder}/  (converted)" for folder in folders]
+        assert f"{folders[0]}/model.bin" in paths(store), "a dry run removes nothing"
+        found = collect(store, 0.0, dry_run=False)
+        assert found.lines == [f"{folder}/  (converted)" for folder in folders]
+        left = {path.rpartition("/")[0] for path in paths(store) if path.startswith("cache/")}
+        assert left == {kept, *in_use}
+    collect(store, 0.0, dry_run=False)
+    assert {path.rpartition("/")[0] for path in paths(store) if path.startswith("cache/")} == {kept}
+
+
+def test_a_model_that_is_converted_while_gc_looks_around_is_kept(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = "model/" + "a" * 20
+    folder = cached(store, model, whole=False)
+    held = contextlib.ExitStack()
+    undisturbed = garbage._undisturbed
+
+    def late(store_: ArtifactStore, ref: str, *args: Any, **more: Any) -> Any:
+        if ref == folder:
+            held.enter_context(store.lease(folder, holder="a generate stage that converts the model"))
+        return undisturbed(store_, ref, *args, **more)
+
+    monkeypatch.setattr(garbage, "_undisturbed", late)
+    with held:
+        assert collect(store, 0.0, dry_run=False).lines == []
+    assert f"{folder}/model.bin" in paths(store)
