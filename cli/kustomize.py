@@ -115,6 +115,9 @@ def _fitted(thing: Object, settings: Settings, namespace: str) -> Object:
         for container in pod["containers"]:
             name = container["image"].removeprefix("bugurt/")
             container["image"] = f"{settings.cluster.registry.rstrip('/')}/{name}:{tag}"
+            for mount in container["volumeMounts"]:
+                if mount["name"] == "bucket" and settings.s3.bucket:
+                    mount["mountPath"] = f"/data/{settings.s3.bucket}"  # the folder is the bucket
         if settings.cluster.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": settings.cluster.image_pull_secret}]
     return thing

@@ -124,8 +124,13 @@ def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
         return _line("fail", thing, error.message[:300])
     if before is None:
         return _line("created", thing, "")
-    same = before["metadata"].get("resourceVersion") == after["metadata"].get("resourceVersion")
-    return _line("unchanged" if same else "changed", thing, "")
+    return _line("unchanged" if _content(before) == _content(after) else "changed", thing, "")
+
+
+def _content(thing: dict[str, Any]) -> dict[str, Any]:
+    """What people say of an object. Its controller may write the status, and so raise the version, at any moment."""
+    meta = {k: v for k, v in thing["metadata"].items() if k not in ("resourceVersion", "managedFields")}
+    return {**{k: v for k, v in thing.items() if k != "status"}, "metadata": meta}
 
 
 def _look(api: Api, path: str) -> dict[str, Any] | None:

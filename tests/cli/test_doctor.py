@@ -315,6 +315,30 @@ def test_install_twice_changes_nothing(project: ApiServer) -> None:
     assert project.plane._version == version  # not one object was touched
 
 
+def test_a_status_that_its_controller_writes_is_no_change(project: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Deployment that is being rolled out has a new version every moment."""
+    run("install", "--dev")
+    ask = project.plane.request
+
+    def busy(method: str, path: str, **options: Any) -> Any:
+        if method == "PATCH" and path.endswith("/deployments/bugurt-bucket"):
+            found = project.plane.objects["deployments", "bugurt", "bugurt-bucket"]
+            found["status"] = {"replicas": 1}
+            project.plane._touch("deployments", found)
+        return ask(method, path, **options)
+
+    monkeypatch.setattr(project.plane, "request", busy)
+    assert {d["what"] for d in json.loads(run("install", "--dev", "--json").stdout)} <= {"unchanged", "kept"}
+
+
+def test_the_dev_server_keeps_the_bucket_of_the_settings(project: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUGURT_S3_BUCKET", "mine")
+    assert run("install", "--dev").exit_code == 0
+    pod = project.plane.objects["deployments", "bugurt", "bugurt-bucket"]["spec"]["template"]["spec"]
+    mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {"bucket": "/data/mine", "tmp": "/tmp"}
+
+
 def test_install_prints_what_it_would_send_and_sends_nothing(project: ApiServer) -> None:
     found = run("install", "--dry-run", "--queue")
     kinds = [o["kind"] for o in yaml.safe_load_all(found.stdout)]
