@@ -13,7 +13,7 @@ from cli.checks import Check, Finding, check_clock, fail, ok, warn
 from cli.clusters.base import JobRequest
 from cli.clusters.kubernetes_api import METADATA_ONLY, Access, ApiError, Unreachable, translate
 from cli.clusters.kubernetes_status import conditions, moment, one_line
-from cli.kustomize import KUEUE, allocatable, service_namespace
+from cli.kustomize import KUEUE, allocatable, kueue_version, service_namespace
 from jobs.specs import STAGES, ConfigError
 
 if TYPE_CHECKING:
@@ -226,8 +226,7 @@ class ClusterChecks:
                 "queue", f"queue {name} is set, but Kueue is not installed", "install Kueue, or unset cluster.queue"
             )
             return
-        version = (group.get("preferredVersion") or {}).get("version")
-        path = f"/apis/{KUEUE}/{version}/namespaces/{self.namespace}/localqueues/{name}"
+        path = f"/apis/{KUEUE}/{kueue_version(group)}/namespaces/{self.namespace}/localqueues/{name}"
         try:
             found = self._get(f"reading LocalQueue {name}", path)
         except ConfigError:

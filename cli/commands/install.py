@@ -72,7 +72,7 @@ def apply_all(access: Access, things: list[dict[str, Any]], *, force: bool) -> l
     for thing in things:
         if thing["apiVersion"].startswith(KUEUE):
             version = _kueue_version(api)
-            if version is None:
+            if not version:
                 done.append(
                     _line("fail", thing, "Kueue is not installed: https://kueue.sigs.k8s.io/docs/installation/")
                 )
@@ -82,19 +82,18 @@ def apply_all(access: Access, things: list[dict[str, Any]], *, force: bool) -> l
     return done
 
 
-def _kueue_version(api: Api) -> str | None:
+def _kueue_version(api: Api) -> str:
     from cli.clusters.kubernetes_api import ApiError, Unreachable, fail
-    from cli.kustomize import KUEUE
+    from cli.kustomize import KUEUE, kueue_version
 
     try:
-        group = api.request("GET", f"/apis/{KUEUE}")
+        return kueue_version(api.request("GET", f"/apis/{KUEUE}"))
     except ApiError as error:
         if error.status == 404:
-            return None
+            return ""
         fail(error, "looking for Kueue", api.host)
     except Unreachable as error:
         fail(error, "looking for Kueue", api.host)
-    return (group.get("preferredVersion") or {}).get("version")
 
 
 def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
