@@ -5,8 +5,10 @@ runs on it in-process, or over a loopback HTTP server (``api_server.py``). Its c
 somebody watches or calls ``tick``, so tests neither sleep nor depend on speed.
 
 The state machine follows the Job controller of Kubernetes 1.33 and later: podFailurePolicy rules in their order,
-backoffLimit and backoffLimitPerIndex, podReplacementPolicy Failed, suspend, foreground deletion, owner references,
-TTL, and pods that stay after their end. A pod takes one tick each to be scheduled, to start and to end.
+backoffLimit and backoffLimitPerIndex, podReplacementPolicy Failed, suspend, foreground deletion (and orphans where
+nobody asks for another), owner references, TTL, pods that stay after their end, and an end in two steps: decided
+(SuccessCriteriaMet, FailureTarget), then over (Complete, Failed). A pod takes one tick each to be scheduled, to start
+and to end. What ``tests.cli.admission`` has against a Job or a pod is refused, with the server's status and reason.
 """
 
 from __future__ import annotations
@@ -24,11 +26,14 @@ from typing import Any, Literal
 from cli.clusters.kubernetes_api import APPLY_PATCH, ApiError
 from cli.clusters.kubernetes_status import COMPONENT_LABEL, QUEUE_LABEL, conditions
 from jobs.specs import BugurtError
+from tests.cli.admission import job_errors, pod_errors, restricted_errors
 
 Object = dict[str, Any]
 JOB_NAME = "batch.kubernetes.io/job-name"
 INDEX = "batch.kubernetes.io/job-completion-index"
 IDLE_TICKS = 3  # ticks without an event after which a watch ends, as its timeoutSeconds would end it
+#: A Job's end is decided before it is over.
+ENDS = {"SuccessCriteriaMet": "Complete", "FailureTarget": "Failed"}
 STANDSTILL = 2000  # such ends in a row after which a test has surely lost its way
 
 
@@ -253,6 +258,9 @@ class ControlPlane:
             if not self.kueue:
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
             return {"preferredVersion": {"version": "v1beta2"}}
+        evicted = re.fullmatch(r"/api/v1/namespaces/([\w.-]+)/pods/([\w.-]+)/eviction", path)
+        if evicted is not None:
+            return self.evict(evicted[1], evicted[2])
         kind, namespace, name = self._place(path)
         if ({"PATCH": "patch", "POST": "create", "GET": "get", "DELETE": "delete"}[method], kind) in self.denied:
             raise ApiError(403, "Forbidden", f'{kind} is forbidden: User "me" cannot {method.lower()} resource')
@@ -274,33 +282,66 @@ class ControlPlane:
             _merge(found, body)
             self._touch(kind, found)
         elif method == "DELETE":
-            found["metadata"]["deletionTimestamp"] = self._stamp()
-            self._touch(kind, found)
-            if kind == "pods" and found["status"]["phase"] in ("Pending", "Running"):
-                disruption = ("DisruptionTarget", "EvictionByEvictionAPI", "Eviction API: evicting")
-                self._end_pod(found, 143, reason="", message="", disruption=disruption)
+            self._delete(kind, found, (body or {}).get("propagationPolicy"))
         return found
 
+    def _delete(self, kind: str, thing: Object, policy: str | None) -> None:
+        if kind == "jobs" and policy not in ("Foreground", "Background"):
+            for pod in self.pods_of(thing["metadata"]["name"]):  # batch/v1 alone has this default, for old clients
+                pod["metadata"].pop("ownerReferences", None)
+            self._remove(kind, thing)
+            return
+        thing["metadata"]["deletionTimestamp"] = self._stamp()
+        self._touch(kind, thing)
+        if kind == "pods" and thing["status"]["phase"] in ("Pending", "Running"):
+            self._end_pod(thing, 143)  # it goes when the controller has counted it
+
+    def evict(self, namespace: str, name: str) -> Object:
+        """The eviction API: a deletion that says why."""
+        pod = self.objects.get(("pods", namespace, name))
+        if pod is None:
+            raise ApiError(404, "NotFound", f'pods "{name}" not found')
+        pod["metadata"]["deletionTimestamp"] = self._stamp()
+        if pod["status"]["phase"] in ("Pending", "Running"):
+            disruption = ("DisruptionTarget", "EvictionByEvictionAPI", "Eviction API: evicting")
+            self._end_pod(pod, 143, disruption=disruption)
+        return {"kind": "Status", "status": "Success"}
+
     def _post(self, kind: str, namespace: str, body: Object, *, dry: bool) -> Object:
-        if namespace not in self.namespaces:
+        if namespace and namespace not in self.namespaces:
             raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
-        refusal = self.refusals.get(body["metadata"]["labels"].get(COMPONENT_LABEL, ""))
+        name = body["metadata"]["name"]
+        refusal = self.refusals.get(body["metadata"].get("labels", {}).get(COMPONENT_LABEL, ""))
         if refusal is not None and kind == "pods":
             raise ApiError(403, "Forbidden", refusal)
-        name = body["metadata"]["name"]
+        self._validate(kind, body)
         if (kind, namespace, name) in self.objects:
             raise ApiError(409, "AlreadyExists", f'{kind} "{name}" already exists')
         body["metadata"] |= {"namespace": namespace}
-        body["metadata"].setdefault("labels", {})
+        body["metadata"].setdefault("labels", {})  # what follows looks into them
         if kind == "jobs":
             body["status"] = {}
             if self.kueue and QUEUE_LABEL in body["metadata"]["labels"]:
                 body["spec"]["suspend"] = True
+        if kind == "namespaces" and not dry:
+            self.namespaces.add(name)
         if dry:
             body["metadata"]["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return body
         self._add(kind, body)
         return body
+
+    def _validate(self, kind: str, body: Object) -> None:
+        name = body["metadata"]["name"]
+        errors = {"jobs": job_errors, "pods": lambda pod: pod_errors(pod["spec"])}.get(kind, lambda thing: [])(body)
+        if errors:
+            what = {"jobs": "Job.batch", "pods": "Pod"}[kind]
+            raise ApiError(422, "Invalid", f'{what} "{name}" is invalid: {"; ".join(errors)}')
+        if kind == "pods":
+            violations = restricted_errors(body["spec"])
+            if violations:
+                words = f'violates PodSecurity "restricted:latest": {", ".join(violations)}'
+                raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: {words}')
 
     def _apply(self, kind: str, namespace: str, name: str, body: Object, *, force: bool) -> Object:
         """Server-side apply, in outline: what is said is set; what others have set is a conflict unless forced."""
@@ -508,6 +549,12 @@ class ControlPlane:
             if (self.now - ended).total_seconds() >= spec.get("ttlSecondsAfterFinished", 1e12):
                 meta["deletionTimestamp"] = self._stamp()
             return
+        decided = next((c for c in status.get("conditions", []) if c["type"] in ENDS), None)
+        if decided is not None:
+            self._condition(job, ENDS[decided["type"]], decided["reason"], decided["message"])
+            if decided["type"] == "SuccessCriteriaMet":
+                status["completionTime"] = self._stamp()
+            return
         if spec.get("suspend"):
             for pod in living:
                 self._remove("pods", pod)
@@ -522,7 +569,7 @@ class ControlPlane:
         if self._judge(job, pods):
             return
         self._progress(job, pods)
-        if not any(c["type"] in ("Complete", "Failed") for c in status.get("conditions", [])):
+        if not any(c["type"] in ENDS for c in status.get("conditions", [])):
             self._create_pods(job)
         self._tally(job)
 
@@ -541,6 +588,8 @@ class ControlPlane:
                 continue
             self._judged.add(uid)
             action, index = _action(job["spec"], pod)
+            if pod["metadata"].get("deletionTimestamp"):
+                self._remove("pods", pod)  # counted: its finalizer is taken off
             if action == "Ignore":
                 continue
             job["status"]["failed"] = job["status"].get("failed", 0) + 1
@@ -586,11 +635,10 @@ class ControlPlane:
             self._fail_job(job, "BackoffLimitExceeded", "Job has reached the specified backoff limit")
 
     def _complete(self, job: Object) -> None:
-        self._condition(job, "Complete", "CompletionsReached", "Reached expected number of succeeded pods")
-        job["status"]["completionTime"] = self._stamp()
+        self._condition(job, "SuccessCriteriaMet", "CompletionsReached", "Reached expected number of succeeded pods")
 
     def _fail_job(self, job: Object, reason: str, message: str) -> None:
-        self._condition(job, "Failed", reason, message)
+        self._condition(job, "FailureTarget", reason, message)
         for pod in self.pods_of(job["metadata"]["name"]):
             if pod["status"]["phase"] in ("Pending", "Running"):
                 self._remove("pods", pod)
@@ -612,7 +660,11 @@ class ControlPlane:
             if self.quota_message is not None:
                 self.event(job, "Job", "FailedCreate", self.quota_message)
                 return
-            self._create_pod(job, index)
+            try:
+                self._create_pod(job, index)
+            except ApiError as error:
+                self.event(job, "Job", "FailedCreate", f"Error creating: {error.message}")
+                return
 
     def _create_pod(self, job: Object, index: str | None) -> None:
         meta = job["metadata"]
@@ -635,6 +687,7 @@ class ControlPlane:
             "spec": template["spec"],
             "status": {"phase": "Pending"},
         }
+        self._validate("pods", pod)
         self._add("pods", pod)
 
     # the scheduler and the kubelet
