@@ -25,6 +25,7 @@ from typing import Any, Literal
 
 from cli.clusters.kubernetes_api import APPLY_PATCH, ApiError
 from cli.clusters.kubernetes_status import COMPONENT_LABEL, QUEUE_LABEL, conditions
+from cli.kustomize import quantity
 from jobs.specs import BugurtError
 from tests.cli.admission import job_errors, pod_errors, restricted_errors
 
@@ -32,6 +33,7 @@ Object = dict[str, Any]
 JOB_NAME = "batch.kubernetes.io/job-name"
 INDEX = "batch.kubernetes.io/job-completion-index"
 IDLE_TICKS = 3  # ticks without an event after which a watch ends, as its timeoutSeconds would end it
+ACCOUNT = "system:serviceaccount"
 #: A Job's end is decided before it is over.
 ENDS = {"SuccessCriteriaMet": "Complete", "FailureTarget": "Failed"}
 STANDSTILL = 2000  # such ends in a row after which a test has surely lost its way
@@ -124,6 +126,7 @@ class ControlPlane:
         self.quota_message: str | None = None  # a full ResourceQuota's words, while it is full
         self.namespaces = set(namespaces)
         self.minor = "36"
+        self.accounts_needed = False  # whether a pod without its ServiceAccount is refused
         self.refusals: dict[str, str] = {}  # admission's words against a component's pods
         self.denied: set[tuple[str, str]] = set()  # (verb, plural) that the user may not
         self.foreign: set[tuple[str, str]] = set()  # (plural, name) that somebody else has changed
@@ -258,6 +261,14 @@ class ControlPlane:
             if not self.kueue:
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
             return {"preferredVersion": {"version": "v1beta2"}}
+        if path.endswith("/subjectaccessreviews"):
+            asked = body["spec"]["resourceAttributes"]
+            return {"status": {"allowed": self.may(body["spec"]["user"], asked)}}
+        account = re.fullmatch(r"/api/v1/namespaces/([\w.-]+)/serviceaccounts/([\w.-]+)/token", path)
+        if account is not None:
+            if ("serviceaccounts", account[1], account[2]) not in self.objects:
+                raise ApiError(404, "NotFound", f'serviceaccounts "{account[2]}" not found')
+            return {"status": {"token": f"{ACCOUNT}:{account[1]}:{account[2]}"}}
         evicted = re.fullmatch(r"/api/v1/namespaces/([\w.-]+)/pods/([\w.-]+)/eviction", path)
         if evicted is not None:
             return self.evict(evicted[1], evicted[2])
@@ -265,7 +276,7 @@ class ControlPlane:
         if ({"PATCH": "patch", "POST": "create", "GET": "get", "DELETE": "delete"}[method], kind) in self.denied:
             raise ApiError(403, "Forbidden", f'{kind} is forbidden: User "me" cannot {method.lower()} resource')
         if apply:
-            return self._apply(kind, namespace, str(name), body, force=query.get("force") == "true")
+            return self._apply(kind, namespace, str(name), body, query)
         if method == "POST":
             return self._post(kind, namespace, body, dry="dryRun" in query)
         if name is None:
@@ -307,6 +318,25 @@ class ControlPlane:
             self._end_pod(pod, 143, disruption=disruption)
         return {"kind": "Status", "status": "Success"}
 
+    def may(self, user: str, asked: Mapping[str, str]) -> bool:
+        """RBAC for service accounts: whether a Role bound to it allows the ``resourceAttributes`` of a review."""
+        _, _, account = user.partition(f"{ACCOUNT}:")
+        home, _, name = account.partition(":")
+        resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        for (kind, namespace, _), binding in self.objects.items():
+            subject = {"kind": "ServiceAccount", "name": name, "namespace": home}
+            if (kind, namespace) != ("rolebindings", asked["namespace"]) or subject not in binding["subjects"]:
+                continue
+            role = self.objects.get(("roles", namespace, binding["roleRef"]["name"]), {"rules": []})
+            for rule in role["rules"]:
+                if (
+                    asked.get("group", "") in rule["apiGroups"]
+                    and resource in rule["resources"]
+                    and asked["verb"] in rule["verbs"]
+                ):
+                    return True
+        return False
+
     def _post(self, kind: str, namespace: str, body: Object, *, dry: bool) -> Object:
         if namespace and namespace not in self.namespaces:
             raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
@@ -323,6 +353,8 @@ class ControlPlane:
             body["status"] = {}
             if self.kueue and QUEUE_LABEL in body["metadata"]["labels"]:
                 body["spec"]["suspend"] = True
+        if kind == "resourcequotas":
+            body["status"] = {"hard": body["spec"]["hard"]}
         if kind == "namespaces" and not dry:
             self.namespaces.add(name)
         if dry:
@@ -343,21 +375,30 @@ class ControlPlane:
                 words = f'violates PodSecurity "restricted:latest": {", ".join(violations)}'
                 raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: {words}')
 
-    def _apply(self, kind: str, namespace: str, name: str, body: Object, *, force: bool) -> Object:
+    def _apply(self, kind: str, namespace: str, name: str, body: Object, query: Mapping[str, str]) -> Object:
         """Server-side apply, in outline: what is said is set; what others have set is a conflict unless forced."""
         found = self.objects.get((kind, namespace, name))
         if namespace and namespace not in self.namespaces:
             raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
+        dry, force, ours = "dryRun" in query, query.get("force") == "true", query["fieldManager"] == "bugurt"
         if found is None:
             body["metadata"].setdefault("namespace", namespace)
+            if dry:
+                return body
             self._add(kind, body)
             if kind == "namespaces":
                 self.namespaces.add(name)
             return body
-        if (kind, name) in self.foreign and not force:
+        if ours and (kind, name) in self.foreign and not force:
             raise ApiError(
                 409, "Conflict", 'Apply failed with 1 conflict: conflict with "kubectl-edit" using v1: .spec'
             )
+        if dry:
+            return found
+        if ours:
+            self.foreign.discard((kind, name))
+        else:
+            self.foreign.add((kind, name))
         before = json.dumps(found, sort_keys=True)
         _merge(found, body)
         if json.dumps(found, sort_keys=True) != before:
@@ -657,14 +698,27 @@ class ControlPlane:
         else:
             wanted = [] if living else [None]
         for index in wanted:
-            if self.quota_message is not None:
-                self.event(job, "Job", "FailedCreate", self.quota_message)
-                return
             try:
+                self._admit_pod(job)
                 self._create_pod(job, index)
             except ApiError as error:
                 self.event(job, "Job", "FailedCreate", f"Error creating: {error.message}")
                 return
+
+    def _admit_pod(self, job: Object) -> None:
+        """What admission has against one more pod of a Job, whatever it is like."""
+        meta, spec = job["metadata"], job["spec"]["template"]["spec"]
+        account, home = spec.get("serviceAccountName", "default"), meta["namespace"]
+        if self.accounts_needed and ("serviceaccounts", home, account) not in self.objects:
+            words = f'error looking up service account {home}/{account}: serviceaccount "{account}" not found'
+            raise ApiError(403, "Forbidden", f'pods "{meta["name"]}-" is forbidden: {words}')
+        message = self.quota_message
+        for (kind, namespace, name), quota in self.objects.items():
+            if (kind, namespace) == ("resourcequotas", home) and quota["spec"]["hard"].get("pods") == "0":
+                used = "requested: pods=1, used: pods=0, limited: pods=0"
+                message = f'pods "{meta["name"]}-" is forbidden: exceeded quota: {name}, {used}'
+        if message is not None:
+            raise ApiError(403, "Forbidden", message)
 
     def _create_pod(self, job: Object, index: str | None) -> None:
         meta = job["metadata"]
@@ -728,6 +782,11 @@ class ControlPlane:
                 )
                 self._condition(pod, "PodScheduled", "Unschedulable", message, status="False")
                 return
+            lacks = [r for r in ("memory", "ephemeral-storage") if self._too_much(container, r)]
+            if lacks:
+                message = f"0/1 nodes are available: 1 Insufficient {lacks[0]}. preemption: 0/1 nodes are available: …"
+                self._condition(pod, "PodScheduled", "Unschedulable", message, status="False")
+                return
             admission = self._fault(pod, "admission")
             if admission is not None:
                 self._use_up(admission)
@@ -738,6 +797,8 @@ class ControlPlane:
             self._waiting(pod, "ContainerCreating", "")
             return
         image = self._fault(pod, "image")
+        if image is None and container["image"].startswith("registry.invalid/"):  # a name that nobody ever has
+            image = Fault("", "image", image_message="dial tcp: lookup registry.invalid: no such host")
         if image is not None:
             self._waiting(pod, "ImagePullBackOff", f'Back-off pulling image "{container["image"]}"')
             self.event(pod, "Pod", "Failed", image.image_message.format(image=container["image"]))
@@ -752,6 +813,10 @@ class ControlPlane:
             return
         started = {"running": {"startedAt": self._stamp()}}
         status |= {"phase": "Running", "containerStatuses": [self._container(pod, started)]}
+
+    def _too_much(self, container: Object, resource: str) -> bool:
+        asked = container["resources"].get("requests", {}).get(resource, 0)
+        return quantity(str(asked)) > 2**40  # what the one node has of each
 
     def _free_gpus(self) -> int:
         used = 0
