@@ -184,7 +184,7 @@ class ControlPlane:
 
     def pods_of(self, job: str) -> list[Object]:
         """A Job's pods in their order."""
-        return [o for (k, _, _), o in self.objects.items() if k == "pods" and o["metadata"]["labels"][JOB_NAME] == job]
+        return [o for (k, _, _), o in self.objects.items() if k == "pods" and _job_of(o) == job]
 
     def preempt(self, job: str) -> None:
         """Kueue takes a Job's quota away: it is suspended, its pods go, and it queues again."""
@@ -349,6 +349,8 @@ class ControlPlane:
             raise ApiError(409, "AlreadyExists", f'{kind} "{name}" already exists')
         body["metadata"] |= {"namespace": namespace}
         body["metadata"].setdefault("labels", {})  # what follows looks into them
+        if kind == "pods":
+            body["status"] = {"phase": "Pending"}
         if kind == "jobs":
             body["status"] = {}
             if self.kueue and QUEUE_LABEL in body["metadata"]["labels"]:
@@ -848,6 +850,9 @@ class ControlPlane:
 
     def _run_pod(self, pod: Object) -> None:
         meta = pod["metadata"]
+        if _job_of(pod) is None:  # somebody's own pod, and no program of ours
+            self._end_pod(pod, 0)
+            return
         fault = self._fault(pod, "exit", "evict", "oom", "drain", "start")
         if fault is not None:
             self._use_up(fault)
@@ -963,6 +968,11 @@ def _chosen(thing: Object, query: Mapping[str, str]) -> bool:
         if found != value:
             return False
     return True
+
+
+def _job_of(pod: Object) -> str | None:
+    found: str | None = pod["metadata"].get("labels", {}).get(JOB_NAME)
+    return found
 
 
 def _exit_code(pod: Object) -> int | None:
