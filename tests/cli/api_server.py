@@ -27,12 +27,12 @@ class WireFault:
     """Befalls the next ``times`` requests whose ``METHOD path?query`` matches.
 
     ``status``: an answer instead of the real one. ``lost``: the request has its effect, the answer is lost.
-    ``drop``: the stream breaks off after so many ``lines``, in the middle of the next. ``expire``: a watch that
-    begins well and then says 410. ``garbage``: a proxy's page.
+    ``drop``: the stream breaks off after so many ``lines``, in the middle of the next. ``end``: it ends before its
+    first, as if that were all. ``expire``: a watch that begins well and then says 410. ``garbage``: a proxy's page.
     """
 
     match: str
-    kind: Literal["status", "lost", "refuse", "drop", "expire", "garbage"]
+    kind: Literal["status", "lost", "refuse", "drop", "end", "expire", "garbage"]
     times: int = 1
     status: int = 500
     message: str = "a fault of the test's making"
@@ -170,6 +170,8 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
 
         def _stream(self, path: str, query: dict[str, str], fault: WireFault | None) -> None:
             lines = iter(server.plane.stream(path, query=query))
+            if fault is not None and fault.kind == "end":
+                lines = iter(())
             first = next(lines, None)  # an error comes before the headers
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")

@@ -207,6 +207,25 @@ def test_a_followed_log_that_breaks_off_repeats_nothing(world: Any) -> None:
     assert [line.text for line in cluster.logs(JOB.name, follow=True)] == lines
 
 
+def test_a_followed_log_that_ends_before_its_pod_is_taken_up_again(world: Any) -> None:
+    """A kubelet that is started again ends the logs it gives, in good order, and goes on with the pods."""
+    server, cluster = world
+    server.plane.hold("train")
+    cluster.create(request_for("train", spec={"log": ["a", "b"]}))
+    server.fault("/log", "end", times=2)
+    lines = cluster.logs(JOB.name, follow=True)
+    threading.Thread(target=release_after_logs, args=(server, 3), daemon=True).start()
+    assert [line.text for line in lines] == ["a", "b"]
+
+
+def release_after_logs(server: ApiServer, count: int) -> None:
+    """Let the pods end once a log has been asked for so many times."""
+    deadline = time.monotonic() + 60
+    while sum("/log" in call for call in server.seen) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    server.plane.release("train")
+
+
 def test_a_log_that_cannot_be_read_does_not_hide_the_others(world: Any) -> None:
     server, cluster = world
     cluster.create(request_for("generate", spec={"log": ["here"]}, shards=3))
