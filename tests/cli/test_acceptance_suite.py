@@ -52,6 +52,7 @@ def at_work(plane: ControlPlane) -> Runner:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("suite", "skips"),
     [
@@ -79,7 +80,7 @@ def test_the_suite_holds_on_the_fake(tmp_path: Path, suite: list[str], skips: se
             capture_output=True,
             text=True,
             check=False,
-            timeout=280,
+            timeout=880,
         )
     assert done.returncode == 0, done.stdout[-6000:]
     skipped = {line.rpartition(": ")[2] for line in done.stdout.splitlines() if line.startswith("SKIPPED")}

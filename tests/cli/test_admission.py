@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cli.clusters.base import JobState
+from cli.manifests import COMPONENTS, load_template
 from jobs.specs import ConfigError
 from tests.cli.admission import job_errors, meta_errors, pod_errors, restricted_errors
 from tests.cli.fake_cluster import FakeCluster, cluster_settings, request_for
@@ -29,6 +30,13 @@ def stage_of(job: Object) -> Object:
 
 @pytest.mark.parametrize(("name", "job"), list(all_jobs()), ids=lambda v: v if isinstance(v, str) else "")
 def test_all_that_is_made_is_accepted(name: str, job: Object) -> None:
+    assert job_errors(job) == []
+    assert restricted_errors(pod_of(job)) == []
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_the_templates_are_jobs_themselves(component: Any) -> None:
+    job = load_template(component)
     assert job_errors(job) == []
     assert restricted_errors(pod_of(job)) == []
 

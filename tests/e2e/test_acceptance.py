@@ -117,6 +117,12 @@ def test_every_job_and_its_pod_are_accepted(installed: Project, name: str, setti
         access.api.request("POST", f"{installed.core}/configmaps", query=STRICT, body=thing)
 
 
+@pytest.mark.parametrize("component", manifests.COMPONENTS)
+def test_the_templates_are_accepted_as_they_lie_there(installed: Project, component: Any) -> None:
+    path = f"/apis/batch/v1/namespaces/{installed.access.namespace}/jobs"
+    installed.access.api.request("POST", path, query=STRICT, body=manifests.load_template(component))
+
+
 @pytest.mark.parametrize("overlays", [[], ["dev"], ["kueue"]], ids=lambda v: "+".join(v) or "base")
 @pytest.mark.parametrize("hub", [False, True])
 def test_everything_installed_is_accepted(installed: Project, overlays: list[str], hub: bool) -> None:
