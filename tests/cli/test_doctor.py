@@ -19,9 +19,10 @@ import yaml
 from typer.testing import CliRunner
 
 from cli import checks
-from cli.cluster_checks import ClusterChecks, check_image, is_loopback
+from cli.cluster_checks import ClusterChecks
 from cli.clusters.kubernetes_api import Access
 from cli.commands import doctor, install
+from cli.image_checks import check_image, is_loopback
 from cli.settings import Settings
 from jobs.specs import ConfigError, TemporaryError
 from tests.cli.api_server import ApiServer, serve
@@ -141,6 +142,17 @@ def test_too_many_gpus_are_told(plane: ControlPlane) -> None:
     result, text, _ = look(plane, cluster_settings(train={"gpu": 4}))["gpu"]
     assert (result, text) == ("fail", "2 on 1 of 2 nodes; train asks for 4, no node has more than 2")
     assert look(plane, cluster_settings(train={"gpu": 0}))["gpu"][0] == "ok"
+
+
+def test_pods_that_are_larger_than_each_node_are_told(plane: ControlPlane) -> None:
+    """With what the templates ask for, a cluster for trials takes no pod of train, and says so only when it waits."""
+    assert look(plane)["room"][:2] == ("ok", "each stage fits on a node (2 nodes)")
+    settings = cluster_settings(train={"memory": "33Gi"})
+    result, text, todo = look(plane, settings)["room"]
+    assert (result, text) == ("warn", "train asks for 33Gi of memory, no node has more than 32.0Gi")
+    assert todo == "set memory in [cluster.train], or add larger nodes"
+    assert "disk in [cluster.generate]" in look(plane, cluster_settings(generate={"disk": "101Gi"}))["room"][2]
+    assert "no node has more than 8" in look(plane, cluster_settings(scrape={"cpu": "8500m"}))["room"][1]
 
 
 def test_the_queue_is_looked_at(plane: ControlPlane) -> None:

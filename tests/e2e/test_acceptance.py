@@ -188,7 +188,18 @@ def test_install_twice_changes_nothing(installed: Project) -> None:
 def test_doctor_finds_nothing_against_the_cluster(installed: Project) -> None:
     """But the images, which are nowhere, and the Service of a server that need not be there."""
     found = json.loads(installed.bugurt("doctor", "--json", code=None))
-    about = {"cluster", "namespace", "pod security", "permissions", "accounts", "secret", "jobs", "queue", "gpu"}
+    about = {
+        "cluster",
+        "namespace",
+        "pod security",
+        "permissions",
+        "accounts",
+        "secret",
+        "jobs",
+        "queue",
+        "gpu",
+        "room",
+    }
     seen = [f for f in found if f["check"] in about]
     assert {"cluster", "namespace", "pod security", "permissions", "accounts", "jobs"} <= {f["check"] for f in seen}
     assert not [f for f in seen if f["result"] == "fail"], seen
