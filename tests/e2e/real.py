@@ -27,6 +27,7 @@ from typing import Any
 import pytest
 
 from cli.clusters.kubernetes_api import Access, ApiError, HttpApi, Unreachable, connect
+from cli.clusters.kubernetes_status import conditions
 from cli.commands.install import apply_all
 from cli.kustomize import objects
 from jobs import __version__
@@ -37,6 +38,7 @@ from tests.cli.worlds import RealWorld
 Object = dict[str, Any]
 CONTEXT = os.environ.get("BUGURT_E2E_CONTEXT") or None
 PULL_WAIT = 900.0  # seconds: the image of train has gigabytes
+ROOM_WAIT = 60.0  # seconds for a node to have room for a pod that asks for next to nothing
 #: All images, and a command that shows that one of them is there.
 IMAGES = {name: ["python", "-c", "pass"] for name in ("driver", "scrape", "preprocess", "train", "generate")}
 IMAGES["s3"] = ["rclone", "version"]
@@ -207,12 +209,16 @@ def _probe(found: Access, wanted: tuple[tuple[str, tuple[str, ...], str], ...], 
 
 def _outcome(found: Access, name: str) -> str:
     """Why a probe does not run, or nothing once it has."""
+    patient_until = time.monotonic() + ROOM_WAIT
 
     def look() -> str | None:
         pod = found.api.request("GET", f"/api/v1/namespaces/{found.namespace}/pods/{name}")
         status = pod["status"]
         if status.get("phase") == "Succeeded":
             return "ran"
+        placed = conditions(pod).get("PodScheduled") or {}
+        if placed.get("status") == "False" and time.monotonic() > patient_until:
+            return f"no node takes a pod that tries it: {placed.get('message')}"
         for container in status.get("containerStatuses") or ():
             waiting = (container.get("state") or {}).get("waiting") or {}
             if waiting.get("reason") in _FINAL:
