@@ -160,13 +160,14 @@ def choose_case(spec: PreprocessSpec, profile: Profile, corpus: Corpus, chosen: 
 
 def bpe_texts(ctx: Context, rows: Rows, *, lower: bool) -> Iterator[list[str]]:
     """The train texts for the tokenizer; evenly spread ones where there are very many."""
-    sample = rows.texts() if len(rows) <= CHUNK_POSTS else rows.part(slice(0, None, len(rows) // CHUNK_POSTS)).texts()
-    whole = sum(map(len, sample)) / len(sample) * len(rows)
+    sample = rows if len(rows) <= CHUNK_POSTS else rows.part(slice(0, None, len(rows) // CHUNK_POSTS))
+    characters = sum(len(t) for piece in sample.pieces(CHUNK_POSTS) for t in sample.part(piece).texts())
+    whole = characters / len(sample) * len(rows)
     step = max(1, round(whole / BPE_CHARACTERS))
     used = rows.part(slice(0, None, step))
-    for start in range(0, len(used), CHUNK_POSTS):
+    for piece in used.pieces(CHUNK_POSTS):
         ctx.check_stop()
-        texts = used.part(slice(start, start + CHUNK_POSTS)).texts()
+        texts = used.part(piece).texts()
         yield [t.lower() for t in texts] if lower else texts
 
 
@@ -194,9 +195,7 @@ def second_pass(
     rows = corpus.rows.part(chosen.kept)
 
     def tasks() -> Iterator[EncodeTask]:
-        size = share_size(total, CHUNK_POSTS)
-        for number, start in enumerate(range(0, total, size)):
-            part = slice(start, start + size)
+        for number, part in enumerate(rows.pieces(share_size(total, CHUNK_POSTS))):
             yield EncodeTask(
                 number, rows.part(part), chosen.cluster[part], chosen.held_out[part], tokenizer.file,
                 (tokenizer.bos_token_id, tokenizer.eos_token_id), case == "lower", profile.separator,

@@ -23,7 +23,8 @@ MIN_SCORE = 0.3
 def sample_texts(corpus: Corpus, kept: Ints) -> list[str]:
     """Texts of evenly spread posts."""
     places = np.unique(np.linspace(0, len(kept) - 1, min(SAMPLE, len(kept))).round().astype(np.int64))
-    return [t[:MOST_CHARACTERS] for t in corpus.rows.part(kept[places]).texts()]
+    rows = corpus.rows.part(kept[places])
+    return [t[:MOST_CHARACTERS] for piece in rows.pieces(SAMPLE) for t in rows.part(piece).texts()]
 
 
 def language_shares(texts: list[str]) -> list[tuple[str, float]]:

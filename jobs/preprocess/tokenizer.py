@@ -170,6 +170,7 @@ def _forget_origin(path: Path) -> None:
 
 _JOINED = 16  # pieces that are encoded in one go; the tokenizer is slower on longer texts
 _CACHED = 400_000  # pieces
+_CACHED_CHARACTERS = 16_000_000  # of them: a post can be one word of a megabyte
 _CUT = "\x1f"  # white space to str.split, so that no text whose words stand apart has it
 
 Ids = NDArray[np.int32]
@@ -195,6 +196,7 @@ class Encoder:
 
     def _forget(self) -> None:
         """Begin without any known piece but the line break."""
+        self._characters = 0  # of the known pieces
         self._known = {"\n": 0}  # the number of each piece; its ids lie in ``_ids`` from ``_starts`` on
         self._ids = self._newline
         self._starts = np.array([0, len(self._newline)], np.int64)
@@ -236,7 +238,7 @@ class Encoder:
 
     def _learn(self, pieces: set[str]) -> None:
         """Encode pieces that are not known yet, many in one text, with line breaks between them."""
-        if len(self._known) > _CACHED:
+        if len(self._known) > _CACHED or self._characters > _CACHED_CHARACTERS:
             self._forget()
         new = sorted(pieces - self._known.keys())
         if not new:
@@ -247,6 +249,7 @@ class Encoder:
         # Without the line breaks the pieces lie one after the other; the n-th ends where n of them were left out.
         self._starts = np.concatenate([self._starts, len(self._ids) + breaks - np.arange(len(breaks))])
         self._ids = np.concatenate([self._ids, np.delete(ids, breaks)])
+        self._characters += sum(map(len, new))
         self._known.update(zip(new, range(len(self._known), len(self._known) + len(new)), strict=True))
 
     def _plain(self, texts: list[str]) -> list[Ids]:
