@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,6 +59,21 @@ def is_scratch(spec: PreprocessSpec) -> bool:
     if not spec.model.removeprefix(SCRATCH):
         raise SpecError("model: write scratch:SIZE, as in scratch:tiny")
     return True
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have the ``tokenizers`` library work in the thread that calls it, and as before afterwards."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 #: A trainer takes time quadratic in the length of a word; what is longer than this is no word to learn from.

@@ -1,9 +1,11 @@
-"""What is worked on at once is bounded by bytes: posts may be of any length."""
+"""What is worked on at once is bounded by bytes: posts may be of any length. And nobody waits for what is given up."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 
 from jobs.preprocess.corpus import PIECE_BYTES, Rows, pieces
 from jobs.preprocess.duplicates import PAIRS_A_TASK, verified
-from jobs.preprocess.pool import Workers
-from jobs.preprocess.tokenizer import _CACHED_CHARACTERS, Encoder, train_bpe
+from jobs.preprocess.pool import Workers, aside
+from jobs.preprocess.tokenizer import _CACHED_CHARACTERS, Encoder, one_thread, train_bpe
 from tests.preprocess.texts import posts
 
 MIB = 2**20
@@ -108,3 +110,39 @@ def test_long_words_are_not_kept(tmp_path: Path) -> None:
     for number in range(0, 3 * _CACHED_CHARACTERS, 2_000_000):
         encoder.encode_flat([f"{number}".ljust(2_000_000, "x")])
         assert sum(map(len, encoder._known)) <= _CACHED_CHARACTERS + 2_000_001
+
+
+def test_an_error_does_not_wait_for_the_thread_beside() -> None:
+    go_on, begun = threading.Event(), threading.Event()
+
+    def work() -> bool:
+        begun.set()
+        return go_on.wait(60)
+
+    with pytest.raises(KeyboardInterrupt), aside() as thread:
+        running, waiting = thread.submit(work), thread.submit(work)
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+    assert running.running()
+    assert waiting.cancelled()
+    go_on.set()
+    assert running.result() is True
+
+
+def test_work_beside_is_done_when_there_is_no_error() -> None:
+    with aside() as thread:
+        done = thread.submit(sum, [1, 2])
+    assert done.done()
+    assert done.result() == 3
+
+
+@pytest.mark.parametrize("before", [None, "true"])
+def test_the_setting_of_the_library_stays_as_it_was(before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "TOKENIZERS_PARALLELISM"
+    monkeypatch.delenv(name, raising=False)
+    if before is not None:
+        monkeypatch.setenv(name, before)
+    with pytest.raises(ValueError, match="x"), one_thread():
+        assert os.environ[name] == "false"
+        raise ValueError("x")
+    assert os.environ.get(name) == before
