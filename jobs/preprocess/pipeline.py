@@ -25,7 +25,7 @@ from jobs.preprocess.output import DatasetWriter, write_excluded
 from jobs.preprocess.pool import Workers, aside, share_size, usable_cores
 from jobs.preprocess.profile import MAX_SIZE, Profile, builtin_text, parse_profile
 from jobs.preprocess.report import Findings, build_report
-from jobs.preprocess.sampling import language_shares, sample_texts, token_economy
+from jobs.preprocess.sampling import EconomyTask, language_shares, sample_texts, token_economy
 from jobs.preprocess.select import Selection, left_out, select, top_repeats
 from jobs.preprocess.tokenizer import TokenizerInfo, is_scratch, load_pretrained, one_thread, train_bpe
 from jobs.specs import DataError, PreprocessSpec, SpecError
@@ -218,7 +218,7 @@ def second_pass(
         measures = Measures.concatenate([p.measures for p in parts])
         tokens = join([p.tokens for p in parts])
         line_counts = np.sum([p.line_counts for p in parts], axis=0)
-        economy = token_economy(known.sample, tokenizer)
+        (economy,) = workers.map(token_economy, [EconomyTask(known.sample, tokenizer.file)])
         finishing.result()
     clock.lap("tokens and blocks")
     languages = known.languages
