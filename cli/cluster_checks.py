@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -10,10 +9,11 @@ from urllib.parse import urlsplit
 
 from cli import manifests
 from cli.checks import Check, Finding, check_clock, fail, ok, warn
-from cli.clusters.base import JobRequest
+from cli.clusters.base import Component, JobRequest
 from cli.clusters.kubernetes_api import METADATA_ONLY, Access, ApiError, Unreachable, translate
 from cli.clusters.kubernetes_status import conditions, moment, one_line
-from cli.kustomize import KUEUE, allocatable, service_namespace
+from cli.image_checks import check_image, is_loopback
+from cli.kustomize import KUEUE, allocatable, kueue_version, quantity, service_namespace
 from jobs.specs import STAGES, ConfigError
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ class ClusterChecks:
             ("jobs", self.admission),
             ("queue", self.queue),
             ("gpu", self.gpus),
+            ("room", self.room),
             ("images", self.images),
             ("bucket in the cluster", self.bucket_inside),
         ]
@@ -226,8 +227,7 @@ class ClusterChecks:
                 "queue", f"queue {name} is set, but Kueue is not installed", "install Kueue, or unset cluster.queue"
             )
             return
-        version = (group.get("preferredVersion") or {}).get("version")
-        path = f"/apis/{KUEUE}/{version}/namespaces/{self.namespace}/localqueues/{name}"
+        path = f"/apis/{KUEUE}/{kueue_version(group)}/namespaces/{self.namespace}/localqueues/{name}"
         try:
             found = self._get(f"reading LocalQueue {name}", path)
         except ConfigError:
@@ -278,6 +278,36 @@ class ClusterChecks:
             if count:
                 asked[str(stage)] = count
         return asked
+
+    def room(self) -> Iterator[Finding]:
+        """Whether some node is large enough for each stage's pod: one that none is waits without an end."""
+        try:
+            nodes = (self._get("listing nodes", "/api/v1/nodes") or {}).get("items") or []
+        except ConfigError:
+            yield warn("room", "you may not list nodes, so their sizes cannot be compared")
+            return
+        have = [allocatable([node]) for node in nodes]
+        tight = False
+        for component in manifests.COMPONENTS:
+            for resource, setting in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral-storage", "disk")):
+                asked = self._requests(component).get(resource)
+                most = max((node.get(resource, 0.0) for node in have), default=0.0)
+                if asked is not None and quantity(str(asked)) > most:
+                    tight = True
+                    unit = f"{most:g}" if resource == "cpu" else f"{most / 2**30:.1f}Gi"
+                    yield warn(
+                        "room",
+                        f"{component} asks for {asked} of {resource}, no node has more than {unit}",
+                        f"set {setting} in [cluster.{component}], or add larger nodes",
+                    )
+        if not tight:
+            yield ok("room", f"each stage fits on a node ({len(nodes)} nodes)")
+
+    def _requests(self, component: Component) -> Object:
+        request = JobRequest(name="x", run="x", component=component, spec={})
+        job = manifests.render(request, self.settings, namespace=self.namespace)[0]
+        found: Object = job["spec"]["template"]["spec"]["containers"][0]["resources"].get("requests") or {}
+        return found
 
     def images(self) -> Iterator[Finding]:
         """Whether the images can be pulled, as far as the registry tells without credentials."""
@@ -334,64 +364,3 @@ class ClusterChecks:
             )
         else:
             yield ok("bucket in the cluster", f"{endpoint}, a Service of this cluster")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name means the machine that uses it."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
-def check_image(name: str, has_pull_secret: bool) -> Finding:
-    """Ask the registry for an image's manifest, without credentials (OCI distribution spec, with a token if asked)."""
-    import urllib3
-
-    registry, _, rest = name.partition("/")
-    repository, at, digest = rest.partition("@")
-    tag = digest if at else ""
-    if not at:
-        repository, _, tag = rest.rpartition(":")
-    scheme = "http" if is_loopback(registry.partition(":")[0]) else "https"
-    accept = (
-        "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, "
-        "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json"
-    )
-    url = f"{scheme}://{registry}/v2/{repository}/manifests/{tag}"
-    pool = urllib3.PoolManager(timeout=urllib3.Timeout(connect=3, read=5), retries=False)
-    try:
-        answer = pool.request("HEAD", url, headers={"Accept": accept})
-        if answer.status == 401:
-            token = _anonymous_token(pool, answer.headers.get("WWW-Authenticate", ""))
-            if token:
-                answer = pool.request("HEAD", url, headers={"Accept": accept, "Authorization": f"Bearer {token}"})
-    except urllib3.exceptions.HTTPError as error:
-        return warn("images", f"{registry} is out of reach from here ({one_line(error)}); nodes may reach it")
-    if answer.status == 200:
-        return ok("images", f"{name} is there")
-    if answer.status in (401, 403):
-        if has_pull_secret:
-            return warn(
-                "images", f"{name}: the registry wants credentials; whether the pull secret's do, a run will show"
-            )
-        return warn("images", f"{name}: the registry wants credentials", "set cluster.image_pull_secret")
-    if answer.status == 404:
-        return fail("images", f"{name} is not in the registry", "build and push the images, or set cluster.tag")
-    return warn("images", f"{name}: the registry answers {answer.status}")
-
-
-def _anonymous_token(pool: Any, challenge: str) -> str | None:
-    import json
-
-    fields = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    realm = fields.pop("realm", None)
-    if not challenge.lower().startswith("bearer") or not realm or not realm.startswith("https://"):
-        return None
-    answer = pool.request("GET", realm, fields={k: v for k, v in fields.items() if k in ("service", "scope")})
-    try:
-        data = json.loads(answer.data)
-    except ValueError:
-        return None
-    token = data.get("token") or data.get("access_token") if isinstance(data, dict) else None
-    return str(token) if token else None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 KUEUE = "kueue.x-k8s.io"
+KUEUE_VERSION = "v1beta2"  # of what `k8s/overlays/kueue` writes; v1beta1 has the same fields
 #: Where an object of a kind lives: its plural, and whether it belongs to a namespace.
 RESOURCES: dict[str, tuple[str, bool]] = {
     "Namespace": ("namespaces", False),
@@ -38,6 +39,13 @@ RESOURCES: dict[str, tuple[str, bool]] = {
     "LocalQueue": ("localqueues", True),
     "WorkloadPriorityClass": ("workloadpriorityclasses", False),
 }
+
+
+def kueue_version(group: Object | None) -> str:
+    """The version to talk to Kueue in, by its API group as the server tells it; empty where there is none."""
+    if KUEUE_VERSION in [v.get("version") for v in (group or {}).get("versions") or ()]:
+        return KUEUE_VERSION
+    return str(((group or {}).get("preferredVersion") or {}).get("version") or "")
 
 
 def path_of(thing: Object, *, name: bool = True) -> str:
@@ -115,6 +123,9 @@ def _fitted(thing: Object, settings: Settings, namespace: str) -> Object:
         for container in pod["containers"]:
             name = container["image"].removeprefix("bugurt/")
             container["image"] = f"{settings.cluster.registry.rstrip('/')}/{name}:{tag}"
+            for mount in container["volumeMounts"]:
+                if mount["name"] == "bucket" and settings.s3.bucket:
+                    mount["mountPath"] = f"/data/{settings.s3.bucket}"  # the folder is the bucket
         if settings.cluster.image_pull_secret:
             pod["imagePullSecrets"] = [{"name": settings.cluster.image_pull_secret}]
     return thing

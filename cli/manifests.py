@@ -216,7 +216,7 @@ def _secrets(container: dict[str, Any], settings: Settings, *, telegram: bool) -
 # -- resources, several pods
 
 
-def _resources(container: dict[str, Any], wanted: StageResources) -> None:
+def _resources(pod: dict[str, Any], container: dict[str, Any], wanted: StageResources) -> None:
     resources = container.setdefault("resources", {})
     requests, limits = resources.setdefault("requests", {}), resources.setdefault("limits", {})
     if wanted.cpu is not None:
@@ -225,6 +225,11 @@ def _resources(container: dict[str, Any], wanted: StageResources) -> None:
             limits["cpu"] = wanted.cpu
     if wanted.memory is not None:
         requests["memory"] = limits["memory"] = wanted.memory
+    if wanted.disk is not None:
+        requests["ephemeral-storage"] = limits["ephemeral-storage"] = wanted.disk
+        for volume in pod.get("volumes") or []:  # their sum is held to the limit; each may have all of it
+            if "emptyDir" in volume and "medium" not in (volume["emptyDir"] or {}):
+                volume["emptyDir"] = {**(volume["emptyDir"] or {}), "sizeLimit": wanted.disk}
     if wanted.gpu is not None:
         name = next((n for n in limits if n.endswith("/gpu")), "nvidia.com/gpu")
         requests.pop(name, None)
@@ -302,7 +307,7 @@ def render(
     container["image"] = image(request.component, settings, container.get("image"))
     _secrets(container, settings, telegram=bool(request.spec.get("channel")))
     _merge_env(container, env)
-    _resources(container, wanted)
+    _resources(pod, container, wanted)
 
     if request.component != "driver" and settings.cluster.queue:
         meta["labels"][QUEUE_LABEL] = settings.cluster.queue

@@ -47,6 +47,7 @@ class StageResources(_Section):
 
     cpu: Resource | None = Field(None, description="cores: '4', '500m'")
     memory: Resource | None = Field(None, description="'16Gi'; also the limit")
+    disk: Resource | None = Field(None, description="'40Gi' of the node's own disk, for all that a pod writes")
     gpu: int | None = Field(None, ge=0, le=64, description="GPUs a pod; train asks for one unless told otherwise")
     image: str | None = Field(None, description="instead of REGISTRY/STAGE:TAG; a digest is welcome")
     node_selector: dict[str, str] = Field(default_factory=dict)

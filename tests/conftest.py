@@ -67,6 +67,18 @@ class S3Server:
             "BUGURT_S3_SECRET_ACCESS_KEY": self.secret,
         }
 
+    def make_bucket(self, bucket: str) -> None:
+        """Make a bucket: through the server and not by mkdir, for rclone caches which folders there are."""
+        import boto3
+
+        boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=self.key,
+            aws_secret_access_key=self.secret,
+        ).create_bucket(Bucket=bucket)
+
 
 def _free_port() -> int:
     with socket.socket() as probe:
@@ -121,17 +133,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture
 def s3_env(s3_server: S3Server) -> dict[str, str]:
     """The variables of a fresh bucket."""
-    import boto3
-
     bucket = f"test-{uuid.uuid4().hex[:12]}"
-    # Through the server and not by mkdir: rclone caches which folders there are.
-    boto3.client(
-        "s3",
-        endpoint_url=s3_server.endpoint,
-        region_name="us-east-1",
-        aws_access_key_id=s3_server.key,
-        aws_secret_access_key=s3_server.secret,
-    ).create_bucket(Bucket=bucket)
+    s3_server.make_bucket(bucket)
     return s3_server.env(bucket)
 
 

@@ -28,6 +28,7 @@ from cli.clusters.kubernetes_api import (
 )
 from cli.clusters.kubernetes_logs import follow_logs, read_logs
 from cli.clusters.kubernetes_status import PREFIX, QUEUE_LABEL, job_state, job_status
+from cli.kustomize import KUEUE, kueue_version
 from cli.settings import Settings
 from jobs.specs import ConfigError, Interrupted, SpecError, TemporaryError
 
@@ -40,7 +41,6 @@ WATCH_WAITING = 10  # seconds of one watch while pods wait: why they wait is not
 WATCH_RUNNING = 240  # seconds of one watch of a running Job; servers end watches after 5 to 10 minutes
 GONE_WAIT = 360.0  # seconds for a Job that is being deleted to go: longer than the longest grace period
 MAX_EVENT_CALLS = 3  # waiting pods whose events are asked for
-KUEUE = "kueue.x-k8s.io"
 
 
 class KubernetesCluster:
@@ -334,7 +334,7 @@ class KubernetesCluster:
             return None
         if self._kueue is None:
             group = self._find("looking for Kueue", "GET", f"/apis/{KUEUE}")
-            self._kueue = str(((group or {}).get("preferredVersion") or {}).get("version") or "")
+            self._kueue = kueue_version(group)
         if not self._kueue:
             return None
         path = f"/apis/{KUEUE}/{self._kueue}/namespaces/{self.namespace}/workloads"

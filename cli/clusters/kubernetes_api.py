@@ -11,14 +11,16 @@ import contextlib
 import json
 import os
 import random
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from jobs.specs import BugurtError, ConfigError, TemporaryError
 
+T = TypeVar("T")
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 CONNECT_TIMEOUT = 5.0
 READ_TIMEOUT = 30.0  # of a plain request, seconds
@@ -85,7 +87,7 @@ class Api(Protocol):
         ...
 
     def stream(self, path: str, *, query: Mapping[str, str] | None = None, read_timeout: float | None = None) -> Stream:
-        """A GET whose answer goes on: a watch or a log. Not retried. Raises ApiError, Unreachable."""
+        """A GET whose answer goes on: a watch or a log. Its reader begins it anew. Raises ApiError, Unreachable."""
         ...
 
 
@@ -93,9 +95,19 @@ class HttpApi:
     """An API server over the ``kubernetes`` package's connection pool. Safe to use from threads."""
 
     def __init__(
-        self, configuration: Any, *, patience: float = 15.0, sleep: Callable[[float], None] = time.sleep
+        self,
+        configuration: Any,
+        *,
+        patience: float = 15.0,
+        outlast_refusals: bool = False,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """``patience``: seconds for which a request is retried while the server is busy or away."""
+        """``patience``: seconds for which a request is retried while the server is busy or away.
+
+        ``outlast_refusals``: be as patient with a server that does not know our account or its rights. One that has
+        just started does not, until it has read them: for a person at a terminal that is an answer, for a driver that
+        would end a run by it, it is none.
+        """
         from kubernetes.client import ApiClient
 
         if getattr(configuration, "keep_alive", True) is False:
@@ -105,6 +117,7 @@ class HttpApi:
         self._client = ApiClient(configuration)
         self._pool = self._client.rest_client.pool_manager
         self._patience = patience
+        self._outlast_refusals = outlast_refusals
         self._sleep = sleep
         self.host: str = configuration.host
 
@@ -145,6 +158,8 @@ class HttpApi:
                 timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=read),
             )
         except urllib3.exceptions.SSLError as error:
+            if not isinstance(error.args[0] if error.args else None, ssl.SSLCertVerificationError):
+                raise Unreachable(_flat(error)) from error  # a handshake cut off: a server or a balancer that restarts
             raise ConfigError(f"the certificate of {self.host} is not to be trusted: {_flat(error)}") from error
         except urllib3.exceptions.HTTPError as error:
             raise Unreachable(_flat(error)) from error
@@ -169,31 +184,50 @@ class HttpApi:
     ) -> dict[str, Any]:
         import urllib3
 
+        def once() -> dict[str, Any]:
+            answer = self._send(method, path, query=query, body=body, content_type=content_type, accept=accept)
+            try:
+                found = json.loads(answer.read() or b"{}")
+            except urllib3.exceptions.HTTPError as error:
+                raise Unreachable(_flat(error)) from error
+            except ValueError as error:
+                raise ConfigError(f"{self.host} does not answer like a Kubernetes API server") from error
+            answer.release_conn()
+            return found if isinstance(found, dict) else {}
+
+        return self._patiently(once, lambda e: self._busy(e) or self._unknown(e))
+
+    def stream(self, path: str, *, query: Mapping[str, str] | None = None, read_timeout: float | None = None) -> Stream:
+        def once() -> Stream:
+            return _HttpStream(self._send("GET", path, query=query, read=read_timeout))
+
+        return self._patiently(once, self._unknown)
+
+    def _patiently(self, call: Callable[[], T], again: Callable[[ApiError | Unreachable], bool]) -> T:
+        """Call until it succeeds, an error is none of those to try again, or patience is at its end."""
         end = time.monotonic() + self._patience
         pause = 0.2
         while True:
             try:
-                answer = self._send(method, path, query=query, body=body, content_type=content_type, accept=accept)
-                try:
-                    found = json.loads(answer.read() or b"{}")
-                except urllib3.exceptions.HTTPError as error:
-                    raise Unreachable(_flat(error)) from error
-                except ValueError as error:
-                    raise ConfigError(f"{self.host} does not answer like a Kubernetes API server") from error
-                answer.release_conn()
-                return found if isinstance(found, dict) else {}
+                return call()
             except (ApiError, Unreachable) as error:
-                busy = isinstance(error, Unreachable) or error.status in RETRIED
                 asked = error.retry_after if isinstance(error, ApiError) else None
                 # Some jitter, so that many shards' drivers do not come back all at once.
                 wait = asked if asked is not None else pause * random.uniform(0.75, 1.25)  # noqa: S311
-                if not busy or time.monotonic() + wait > end:
+                if not again(error) or time.monotonic() + wait > end:
                     raise
             self._sleep(wait)
             pause = min(pause * 2, 8.0)
 
-    def stream(self, path: str, *, query: Mapping[str, str] | None = None, read_timeout: float | None = None) -> Stream:
-        return _HttpStream(self._send("GET", path, query=query, read=read_timeout))
+    def _busy(self, error: ApiError | Unreachable) -> bool:
+        return isinstance(error, Unreachable) or error.status in RETRIED
+
+    def _unknown(self, error: ApiError | Unreachable) -> bool:
+        """Whether the server refuses us as one does that has not read its accounts and roles yet."""
+        if isinstance(error, Unreachable) or not self._outlast_refusals:
+            return False
+        # Admission (a quota, pod security) says 403, too, but not who cannot do what.
+        return error.status == 401 or (error.status == 403 and ": User " in error.message)
 
 
 class _HttpStream:
@@ -262,7 +296,7 @@ def connect(context: str | None = None, namespace: str | None = None) -> Access:
             raise ConfigError(f"the pod's service account cannot be used: {_flat(error)}") from error
         own = SERVICE_ACCOUNT / "namespace"
         found = namespace or (own.read_text().strip() if own.is_file() else "bugurt")
-        return Access(HttpApi(configuration, patience=120.0), found, "in-cluster")
+        return Access(HttpApi(configuration, patience=120.0, outlast_refusals=True), found, "in-cluster")
     file = named or str(default)
     try:
         contexts, active = config.list_kube_config_contexts(config_file=file)

@@ -41,6 +41,11 @@ def has_log(pod: Object) -> bool:
     return False
 
 
+def runs(pod: Object) -> bool:
+    """Whether the pod has not ended yet."""
+    return (pod.get("status") or {}).get("phase") in ("Pending", "Running")
+
+
 class _PodLog:
     """One pod's log, read once through, across broken connections."""
 
@@ -62,6 +67,7 @@ class _PodLog:
         self._last_count = 0  # lines seen with the newest timestamp
         self._stream: Stream | None = None
         self._closed = False
+        self.given_up = False  # and has said so
 
     def close(self) -> None:
         """End the reading, also from another thread."""
@@ -81,6 +87,7 @@ class _PodLog:
                 if error.status in (400, 404):
                     return  # not begun, or gone with its pod: the bucket has what was shipped
                 if error.status not in (429, 500, 502, 503, 504):
+                    self.given_up = True
                     yield (
                         self._last,
                         LogLine(f"(the log of pod {self.name} cannot be read: {error.message})", self.shard),
@@ -93,6 +100,7 @@ class _PodLog:
                 return
             failures = failures + 1 if (self._last, self._last_count) == before else 1
             if failures > again:
+                self.given_up = True
                 yield self._last, LogLine(f"(the log of pod {self.name} breaks off: {trouble})", self.shard)
                 return
             time.sleep(min(5.0, 0.2 * 2**failures) * random.uniform(0.75, 1.25))  # noqa: S311
@@ -171,9 +179,12 @@ def follow_logs(
     def look() -> None:
         for pod in pods():
             uid = str(pod["metadata"].get("uid") or pod["metadata"]["name"])
-            if uid in readers or not has_log(pod):
+            log, before = readers.get(uid, (None, None))
+            # A log may end before its pod: when its node's kubelet or the API server is started again.
+            going = before is not None and (before.is_alive() or not runs(pod))
+            if going or not has_log(pod) or (log is not None and log.given_up):
                 continue
-            log = _PodLog(api, core, pod, follow=True, since=since, tail=tail)
+            log = log or _PodLog(api, core, pod, follow=True, since=since, tail=tail)
             thread = threading.Thread(target=pump, args=(log,), name=f"log {log.name}", daemon=True)
             readers[uid] = (log, thread)
             thread.start()

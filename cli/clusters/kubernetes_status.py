@@ -47,6 +47,7 @@ _CODES = {
     75: "a passing trouble, worth another try",
     78: "the configuration or a credential is wrong",
     137: "killed by SIGKILL",
+    139: "a crash of the program (SIGSEGV)",
     143: "interrupted by SIGTERM",
 }
 
@@ -100,6 +101,8 @@ def job_state(job: Object) -> JobState:
         return JobState.SUSPENDED
     if status.get("ready") or status.get("succeeded") or _holds(job, "SuccessCriteriaMet"):
         return JobState.RUNNING
+    if _holds(job, "FailureTarget"):  # decided; `Failed` comes when its last pod is gone
+        return JobState.RUNNING
     return JobState.PENDING
 
 
@@ -148,6 +151,8 @@ def explain(
         return "is being stopped", None
     if state is JobState.SUSPENDED:
         return _why_suspended(job, workload), None
+    if _holds(job, "FailureTarget"):
+        return f"fails, and its pods are being stopped: {_why_failed(job, pods, 'FailureTarget')[0]}", None
     waiting = _why_pods_wait(job, pods, events)
     before = _last_failure(pods)
     if before is None:
@@ -348,9 +353,11 @@ def _why_unschedulable(message: str, pod: Object) -> str:
     others = {n: c for n, c in lacks.items() if n != gpu}
     if gpu is not None and others:
         more.append(", ".join(f"{c} lack {n}" for n, c in others.items()))
-    taints = re.findall(r"(\d+) node\(s\) had untolerated taints? ?\(?\{?([^}),]*)", message)
+    # Older schedulers name the taint, `had untolerated taint {KEY: VALUE}`; newer ones do not: `taint(s)`.
+    taints = re.findall(r"(\d+) node\(s\) had untolerated taint(?:\(s\)|s)? ?(?:\{([^}]*)\})?", message)
     if taints and "taints" not in main:
-        more.append(", ".join(f"{c}{of} tainted ({t.strip().rstrip(':')})" for c, t in taints))
+        named = ((count, taint.strip().rstrip(":")) for count, taint in taints)
+        more.append(", ".join(f"{c}{of} tainted{f' ({t})' if t else ''}" for c, t in named))
     selector = re.search(r"(\d+) node\(s\) didn't match Pod's node affinity/selector", message)
     if selector and "selector" not in main:
         more.append(f"{selector[1]}{of} do not match the node selector")
@@ -436,6 +443,8 @@ def pod_failure(pod: Object) -> Failure:
         return Failure(f"{word} ({detail})" if detail else word, code)
     if ended.get("reason") in ("ContainerCannotRun", "StartError"):
         return Failure(f"the container could not start: {one_line(ended.get('message'))}", code)
+    if ended.get("reason") in ("Unknown", "ContainerStatusUnknown"):  # containerd's word, and the kubelet's
+        return Failure("its node was started again or lost the container", code)
     if code:
         words = said(ended.get("message"))
         if code in (137, 143) and not words.startswith("interrupted"):
@@ -463,8 +472,8 @@ def _last_failure(pods: Sequence[Object]) -> Failure | None:
     return pod_failure(max(failed, key=_ended_at)) if failed else None
 
 
-def _why_failed(job: Object, pods: Sequence[Object]) -> tuple[str, int | None]:
-    condition = _holds(job, "Failed") or {}
+def _why_failed(job: Object, pods: Sequence[Object], by: str = "Failed") -> tuple[str, int | None]:
+    condition = _holds(job, by) or {}
     reason, message = condition.get("reason"), str(condition.get("message") or "")
     spec = job.get("spec") or {}
     named = re.search(r"for pod \S*?/(\S+) failed with exit code (\d+)", message)

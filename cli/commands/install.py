@@ -72,7 +72,7 @@ def apply_all(access: Access, things: list[dict[str, Any]], *, force: bool) -> l
     for thing in things:
         if thing["apiVersion"].startswith(KUEUE):
             version = _kueue_version(api)
-            if version is None:
+            if not version:
                 done.append(
                     _line("fail", thing, "Kueue is not installed: https://kueue.sigs.k8s.io/docs/installation/")
                 )
@@ -82,19 +82,18 @@ def apply_all(access: Access, things: list[dict[str, Any]], *, force: bool) -> l
     return done
 
 
-def _kueue_version(api: Api) -> str | None:
+def _kueue_version(api: Api) -> str:
     from cli.clusters.kubernetes_api import ApiError, Unreachable, fail
-    from cli.kustomize import KUEUE
+    from cli.kustomize import KUEUE, kueue_version
 
     try:
-        group = api.request("GET", f"/apis/{KUEUE}")
+        return kueue_version(api.request("GET", f"/apis/{KUEUE}"))
     except ApiError as error:
         if error.status == 404:
-            return None
+            return ""
         fail(error, "looking for Kueue", api.host)
     except Unreachable as error:
         fail(error, "looking for Kueue", api.host)
-    return (group.get("preferredVersion") or {}).get("version")
 
 
 def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
@@ -124,8 +123,13 @@ def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
         return _line("fail", thing, error.message[:300])
     if before is None:
         return _line("created", thing, "")
-    same = before["metadata"].get("resourceVersion") == after["metadata"].get("resourceVersion")
-    return _line("unchanged" if same else "changed", thing, "")
+    return _line("unchanged" if _content(before) == _content(after) else "changed", thing, "")
+
+
+def _content(thing: dict[str, Any]) -> dict[str, Any]:
+    """What people say of an object. Its controller may write the status, and so raise the version, at any moment."""
+    meta = {k: v for k, v in thing["metadata"].items() if k not in ("resourceVersion", "managedFields")}
+    return {**{k: v for k, v in thing.items() if k != "status"}, "metadata": meta}
 
 
 def _look(api: Api, path: str) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jobs.preprocess.corpus import DROPPED, KEPT, POST, Ints, write_arrow
+from jobs.preprocess.corpus import DROPPED, KEPT, POST, Ints, text_bytes, write_arrow
 from jobs.preprocess.draft import Draft, Entity
 from jobs.preprocess.measure import case_counts
 from jobs.preprocess.profile import Profile, grown, parse_profile
@@ -67,6 +67,7 @@ class Cleaned:
     number: int
     posts: int
     ids: Ints
+    sizes: Ints  # bytes of a post's texts
     channels: list[str]
     channel_codes: Ints
     dates: Ints  # seconds since 1970, NO_DATE without
@@ -76,6 +77,7 @@ class Cleaned:
     lower: Ints
     buckets: NDArray[np.int32]
     dropped_ids: Ints
+    dropped_sizes: Ints
     dropped_channels: list[str]
     dropped_codes: Ints
     dropped: Counter[str]
@@ -128,8 +130,10 @@ def clean_batch(task: CleanTask) -> Cleaned:
             kept[column].append(value)
     texts: list[str] = kept["text"]
     plain = [normalise(t) for t in texts]
-    write_arrow(pa.table({**kept, "plain": plain}, schema=KEPT), task.folder / f"kept-{task.number:05d}.arrow")
-    write_arrow(pa.table(gone, schema=DROPPED), task.folder / f"dropped-{task.number:05d}.arrow")
+    kept_table = pa.table({**kept, "plain": plain}, schema=KEPT)
+    gone_table = pa.table(gone, schema=DROPPED)
+    write_arrow(kept_table, task.folder / f"kept-{task.number:05d}.arrow")
+    write_arrow(gone_table, task.folder / f"dropped-{task.number:05d}.arrow")
     flat, offsets = shingle_many(plain)
     upper, lower = case_counts(texts)
     channels, codes = _encode(kept["channel"])
@@ -138,6 +142,7 @@ def clean_batch(task: CleanTask) -> Cleaned:
         number=task.number,
         posts=task.batch.num_rows,
         ids=np.array(kept["id"], np.int64),
+        sizes=text_bytes(kept_table, ["text", "before", "plain"]),
         channels=channels,
         channel_codes=codes,
         dates=np.array([NO_DATE if d is None else d for d in kept["date"]], np.int64),
@@ -147,6 +152,7 @@ def clean_batch(task: CleanTask) -> Cleaned:
         lower=lower,
         buckets=np.bincount(bucket_of(flat), minlength=BUCKETS).astype(np.int32),
         dropped_ids=np.array(gone["id"], np.int64),
+        dropped_sizes=text_bytes(gone_table, ["text"]),
         dropped_channels=gone_channels,
         dropped_codes=gone_codes,
         dropped=dropped,

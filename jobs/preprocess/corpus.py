@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
+#: What is worked on at once: posts may be of any length, and what is made of them takes several times their bytes.
+PIECE_BYTES = 16 * 1024 * 1024
 
 _TIME = pa.timestamp("s", tz="UTC")
 POST = pa.schema(
@@ -48,21 +52,52 @@ def read_arrow(path: Path) -> pa.Table:
         return pa.ipc.open_file(source).read_all()
 
 
+def pieces(sizes: Ints, most: int) -> Iterator[slice]:
+    """Items of these sizes in bytes, parted into pieces of at most ``most`` items and ``PIECE_BYTES``.
+
+    An item that is larger by itself is a piece of its own.
+    """
+    ends = np.cumsum(sizes)
+    start = 0
+    while start < len(ends):
+        before = int(ends[start - 1]) if start else 0
+        fitting = int(np.searchsorted(ends, before + PIECE_BYTES, "right"))
+        stop = min(max(fitting, start + 1), start + most)
+        yield slice(start, stop)
+        start = stop
+
+
+def text_bytes(table: pa.Table, columns: list[str]) -> Ints:
+    """How many bytes the texts in some columns of each row have; shape (rows,)."""
+    found = np.zeros(table.num_rows, np.int64)
+    for name in columns:
+        found += pc.fill_null(pc.binary_length(table[name]), 0).to_numpy()
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Some rows of the numbered files ``STEM-00000.arrow`` … of a folder, in an order of their own."""
+    """Some rows of the numbered files ``STEM-00000.arrow`` … of a folder, in an order of their own.
+
+    ``sizes``: how many bytes the texts of each row have, all its columns together.
+    """
 
     folder: Path
     stem: str
     files: Ints
     rows: Ints
+    sizes: Ints
 
     def __len__(self) -> int:
         return len(self.files)
 
     def part(self, which: Ints | slice) -> Rows:
         """Some of these rows."""
-        return Rows(self.folder, self.stem, self.files[which], self.rows[which])
+        return Rows(self.folder, self.stem, self.files[which], self.rows[which], self.sizes[which])
+
+    def pieces(self, most: int) -> Iterator[slice]:
+        """These rows in their order, in pieces of at most ``most`` rows and ``PIECE_BYTES``; see ``pieces``."""
+        return pieces(self.sizes, most)
 
     def read(self, columns: list[str]) -> pa.Table:
         """The rows' columns, in their order."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from jobs.preprocess.corpus import Ints, Rows
+from jobs.preprocess.corpus import Ints, Rows, pieces
 from jobs.preprocess.pool import Workers
 from jobs.similarity import Hashes, jaccard, shingles
 
@@ -134,19 +134,22 @@ def _alike(a: Hashes, b: Hashes, threshold: float) -> bool:
     return small >= threshold * large and jaccard(a, b) >= threshold
 
 
-def verified(rows: Rows, pairs: NDArray[np.int64], threshold: float, workers: Workers) -> Iterator[NDArray[np.int64]]:
-    """The pairs that are duplicates, in pieces."""
+def verified(
+    rows: Rows, pairs: NDArray[np.int64], threshold: float, workers: Workers
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """How many pairs have been looked at so far, and those among the last ones that are duplicates."""
 
     def tasks() -> Iterable[VerifyTask]:
-        for start in range(0, len(pairs), PAIRS_A_TASK):
-            part = pairs[start : start + PAIRS_A_TASK]
+        for piece in pieces(rows.sizes[pairs].sum(axis=1), PAIRS_A_TASK):
+            part = pairs[piece]
             distinct, places = np.unique(part, return_inverse=True)
             yield VerifyTask(rows.part(distinct), places.reshape(part.shape), threshold)
 
     start = 0
     for alike in workers.map(verify_pairs, tasks()):
-        yield pairs[start : start + len(alike)][alike]
+        part = pairs[start : start + len(alike)]
         start += len(alike)
+        yield start, part[alike]
 
 
 def clusters(
@@ -169,11 +172,9 @@ def clusters(
             sets.union(number, leader)
     leaders = np.unique(first)
     pairs = candidate_pairs(keys, leaders)
-    done = 0
-    for found in verified(rows, pairs, threshold, workers):
+    for done, found in verified(rows, pairs, threshold, workers):
         for a, b in found.tolist():
             sets.union(a, b)
-        done = min(done + PAIRS_A_TASK, len(pairs))
         tick(done, len(pairs))
     return sets, first
 

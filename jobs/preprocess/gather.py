@@ -126,7 +126,7 @@ def first_pass(ctx: Context, profile: str, where: str, workers: Workers) -> Corp
     gone_order = np.lexsort((gone_ids, gone_codes))
     wide = [np.zeros((0, banding.bands), np.uint64)]
     return Corpus(
-        rows=_rows(folder, "kept", parts, [len(p.ids) for p in parts]).part(order),
+        rows=_rows(folder, "kept", [(p.number, p.sizes) for p in parts]).part(order),
         ids=ids[order],
         channels=channels,
         channel_codes=kept_codes[order],
@@ -136,7 +136,7 @@ def first_pass(ctx: Context, profile: str, where: str, workers: Workers) -> Corp
         upper=join([p.upper for p in parts])[order],
         lower=join([p.lower for p in parts])[order],
         buckets=buckets,
-        dropped=_rows(folder, "dropped", parts, [len(p.dropped_ids) for p in parts]).part(gone_order),
+        dropped=_rows(folder, "dropped", [(p.number, p.dropped_sizes) for p in parts]).part(gone_order),
         posts=posts,
         dropped_by=dropped,
         changed_by=changed,
@@ -148,7 +148,8 @@ def join(parts: list[Ints]) -> Ints:
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
-def _rows(folder: Path, stem: str, parts: list[Cleaned], sizes: list[int]) -> Rows:
-    files = np.repeat(np.array([p.number for p in parts], np.int64), sizes)
-    rows = join([np.arange(size, dtype=np.int64) for size in sizes])
-    return Rows(folder, stem, files, rows)
+def _rows(folder: Path, stem: str, parts: list[tuple[int, Ints]]) -> Rows:
+    """All rows of these files; ``parts``: the number of each file and the bytes of its rows."""
+    files = join([np.full(len(sizes), number, np.int64) for number, sizes in parts])
+    rows = join([np.arange(len(sizes), dtype=np.int64) for _, sizes in parts])
+    return Rows(folder, stem, files, rows, join([sizes for _, sizes in parts]))

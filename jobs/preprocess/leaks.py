@@ -37,9 +37,9 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
     hashes: list[Hashes] = []
     needed = np.zeros(len(held_out), np.int64)
     sizes = np.zeros(len(held_out), np.int64)
-    for start in range(0, len(held_out), POSTS_A_TASK):
-        flat, offsets = shingle_many(held_out.part(slice(start, start + POSTS_A_TASK)).texts("plain"))
-        for number, own in enumerate(map(distinct, np.split(flat, offsets[1:-1].astype(np.int64))), start):
+    for piece in held_out.pieces(POSTS_A_TASK):
+        flat, offsets = shingle_many(held_out.part(piece).texts("plain"))
+        for number, own in enumerate(map(distinct, np.split(flat, offsets[1:-1].astype(np.int64))), piece.start):
             may_lack = lacking(len(own), threshold)
             rare = own[np.lexsort((own, buckets[bucket_of(own)]))][: 2 * may_lack + 1]
             hashes.append(rare)
@@ -132,7 +132,6 @@ def leaks(
     write_rare(held_out, buckets, threshold, folder)
     size = share_size(len(train), POSTS_A_TASK)
     tasks = (
-        LeakTask(train.part(slice(s, s + size)), held_out, s, folder, version, threshold)
-        for s in range(0, len(train), size)
+        LeakTask(train.part(piece), held_out, piece.start, folder, version, threshold) for piece in train.pieces(size)
     )
     return np.concatenate([np.zeros((0, 2), np.int64), *workers.map(find_leaks, tasks)])

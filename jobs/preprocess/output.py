@@ -242,16 +242,18 @@ def write_excluded(
     counts: Counter[str] = Counter()
     waiting = iter(duplicates)
     with ParquetFiles(writer, "excluded", DROPPED, 0, single=True) as files:
-        for start in range(0, len(dropped), ROWS_A_CHUNK):
-            table = dropped.part(slice(start, start + ROWS_A_CHUNK)).read(DROPPED.names)
+        for piece in dropped.pieces(ROWS_A_CHUNK):
+            table = dropped.part(piece).read(DROPPED.names)
             counts.update(table["rule"].to_pylist())
             files.add(table)
         while chunk := list(islice(waiting, ROWS_A_CHUNK)):
-            numbers = np.array([n for n, _, _ in chunk], np.int64)
-            table = rows.part(numbers).read(["id", "channel", "before", "text"])
-            raw = pc.coalesce(table["before"], table["text"])
-            rules = [rule for _, rule, _ in chunk]
-            counts.update(rules)
-            columns = [table["id"], table["channel"], raw, pa.array(rules), pa.array([d for _, _, d in chunk])]
-            files.add(pa.Table.from_arrays(columns, names=DROPPED.names))
+            left_out = rows.part(np.array([n for n, _, _ in chunk], np.int64))
+            rules, details = pa.array([rule for _, rule, _ in chunk]), pa.array([detail for _, _, detail in chunk])
+            counts.update(rules.to_pylist())
+            for piece in left_out.pieces(ROWS_A_CHUNK):
+                table = left_out.part(piece).read(["id", "channel", "before", "text"])
+                raw = pc.coalesce(table["before"], table["text"])
+                which = (piece.start, piece.stop - piece.start)
+                columns = [table["id"], table["channel"], raw, rules.slice(*which), details.slice(*which)]
+                files.add(pa.Table.from_arrays(columns, names=DROPPED.names))
     return counts

@@ -8,7 +8,6 @@ comes out depends neither on the order of the shards nor on the number of worker
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -23,12 +22,12 @@ from jobs.preprocess.encode import Encoded, EncodeTask, encode_rows
 from jobs.preprocess.gather import Context, Corpus, first_pass, join
 from jobs.preprocess.measure import Measures, form_of, share
 from jobs.preprocess.output import DatasetWriter, write_excluded
-from jobs.preprocess.pool import Workers, share_size, usable_cores
+from jobs.preprocess.pool import Workers, aside, share_size, usable_cores
 from jobs.preprocess.profile import MAX_SIZE, Profile, builtin_text, parse_profile
 from jobs.preprocess.report import Findings, build_report
-from jobs.preprocess.sampling import language_shares, sample_texts, token_economy
+from jobs.preprocess.sampling import EconomyTask, language_shares, sample_texts, token_economy
 from jobs.preprocess.select import Selection, left_out, select, top_repeats
-from jobs.preprocess.tokenizer import TokenizerInfo, is_scratch, load_pretrained, train_bpe
+from jobs.preprocess.tokenizer import TokenizerInfo, is_scratch, load_pretrained, one_thread, train_bpe
 from jobs.specs import DataError, PreprocessSpec, SpecError
 from jobs.style import STYLE_FILE, Style
 
@@ -91,13 +90,12 @@ def load_profile_of(ctx: Context) -> tuple[Profile, str, str]:
 def run(ctx: Context) -> None:
     """Make and commit the dataset. Raises DataError when there are no posts, or too few are left."""
     spec = ctx.spec
-    # The trainer of tokenizers is no faster with two cores than with one, and the workers have a use for the others.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     profile, text, where = load_profile_of(ctx)
     ctx.input("posts")
     scratch = is_scratch(spec)
     clock = Clock()
-    with Workers(spec.workers or usable_cores(), preload=TASKS) as workers:
+    # The trainer of tokenizers is no faster with two cores than with one, and the workers have a use for the others.
+    with one_thread(), Workers(spec.workers or usable_cores(), preload=TASKS) as workers:
         tokenizer = None
         if not scratch:  # a model that cannot be had should not be noticed after all the work
             tokenizer = load_pretrained(spec, ctx.store, ctx.workdir / "base", ctx.workdir / "tokenizer")
@@ -107,7 +105,7 @@ def run(ctx: Context) -> None:
         if not len(corpus):
             raise DataError(_nothing_left(corpus, profile))
         # The trainer does most of its work on one core and without the GIL: let the others go on meanwhile.
-        with ThreadPoolExecutor(1) as aside:
+        with aside() as thread:
             training: Future[TokenizerInfo] | None = None
 
             def begin(chosen: Selection) -> None:
@@ -117,7 +115,7 @@ def run(ctx: Context) -> None:
                 if scratch:
                     lower = choose_case(spec, profile, corpus, chosen)[0] == "lower"
                     texts = bpe_texts(ctx, corpus.rows.part(chosen.kept[~chosen.held_out]), lower=lower)
-                    training = aside.submit(train_bpe, texts, spec.vocab_size, ctx.workdir / "tokenizer", spec.model)
+                    training = thread.submit(train_bpe, texts, spec.vocab_size, ctx.workdir / "tokenizer", spec.model)
 
             chosen = select(ctx, corpus, workers, begin)
             clock.lap("duplicates and split")
@@ -160,13 +158,14 @@ def choose_case(spec: PreprocessSpec, profile: Profile, corpus: Corpus, chosen: 
 
 def bpe_texts(ctx: Context, rows: Rows, *, lower: bool) -> Iterator[list[str]]:
     """The train texts for the tokenizer; evenly spread ones where there are very many."""
-    sample = rows.texts() if len(rows) <= CHUNK_POSTS else rows.part(slice(0, None, len(rows) // CHUNK_POSTS)).texts()
-    whole = sum(map(len, sample)) / len(sample) * len(rows)
+    sample = rows if len(rows) <= CHUNK_POSTS else rows.part(slice(0, None, len(rows) // CHUNK_POSTS))
+    characters = sum(len(t) for piece in sample.pieces(CHUNK_POSTS) for t in sample.part(piece).texts())
+    whole = characters / len(sample) * len(rows)
     step = max(1, round(whole / BPE_CHARACTERS))
     used = rows.part(slice(0, None, step))
-    for start in range(0, len(used), CHUNK_POSTS):
+    for piece in used.pieces(CHUNK_POSTS):
         ctx.check_stop()
-        texts = used.part(slice(start, start + CHUNK_POSTS)).texts()
+        texts = used.part(piece).texts()
         yield [t.lower() for t in texts] if lower else texts
 
 
@@ -194,9 +193,7 @@ def second_pass(
     rows = corpus.rows.part(chosen.kept)
 
     def tasks() -> Iterator[EncodeTask]:
-        size = share_size(total, CHUNK_POSTS)
-        for number, start in enumerate(range(0, total, size)):
-            part = slice(start, start + size)
+        for number, part in enumerate(rows.pieces(share_size(total, CHUNK_POSTS))):
             yield EncodeTask(
                 number, rows.part(part), chosen.cluster[part], chosen.held_out[part], tokenizer.file,
                 (tokenizer.bos_token_id, tokenizer.eos_token_id), case == "lower", profile.separator,
@@ -204,24 +201,24 @@ def second_pass(
 
     done = 0
     parts: list[Encoded] = []
-    with DatasetWriter(writer, tokenizer, spec.block_size) as dataset, ThreadPoolExecutor(1) as aside:
+    with DatasetWriter(writer, tokenizer, spec.block_size) as dataset, ThreadPoolExecutor(1) as thread:
         writing: Future[None] | None = None
         for part in workers.map(encode_rows, tasks()):
             if writing is not None:
                 writing.result()
-            writing = aside.submit(dataset.add, part.file)
+            writing = thread.submit(dataset.add, part.file)
             done += len(part.tokens)
             parts.append(part)
             ctx.progress.update(message="tokenising", done=done, total=total, unit="posts")
             ctx.check_stop()
         if writing is not None:
             writing.result()
-        finishing = aside.submit(dataset.finish)
+        finishing = thread.submit(dataset.finish)
         writer.put_folder(tokenizer.folder, "tokenizer/")
         measures = Measures.concatenate([p.measures for p in parts])
         tokens = join([p.tokens for p in parts])
         line_counts = np.sum([p.line_counts for p in parts], axis=0)
-        economy = token_economy(known.sample, tokenizer)
+        (economy,) = workers.map(token_economy, [EconomyTask(known.sample, tokenizer.file)])
         finishing.result()
     clock.lap("tokens and blocks")
     languages = known.languages

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from jobs.preprocess.corpus import Ints
 from jobs.preprocess.measure import share
 from jobs.preprocess.rules_select import language_detector
-from jobs.preprocess.tokenizer import TokenizerInfo, encoder
+from jobs.preprocess.tokenizer import encoder
 
 if TYPE_CHECKING:
     from jobs.preprocess.gather import Corpus
@@ -23,7 +25,8 @@ MIN_SCORE = 0.3
 def sample_texts(corpus: Corpus, kept: Ints) -> list[str]:
     """Texts of evenly spread posts."""
     places = np.unique(np.linspace(0, len(kept) - 1, min(SAMPLE, len(kept))).round().astype(np.int64))
-    return [t[:MOST_CHARACTERS] for t in corpus.rows.part(kept[places]).texts()]
+    rows = corpus.rows.part(kept[places])
+    return [t[:MOST_CHARACTERS] for piece in rows.pieces(SAMPLE) for t in rows.part(piece).texts()]
 
 
 def language_shares(texts: list[str]) -> list[tuple[str, float]]:
@@ -36,8 +39,17 @@ def language_shares(texts: list[str]) -> list[tuple[str, float]]:
     return [(name, share(count, len(texts))) for name, count in sorted(counts.items(), key=lambda i: (-i[1], i[0]))]
 
 
-def token_economy(texts: list[str], tokenizer: TokenizerInfo) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class EconomyTask:
+    """Texts, and the file of the tokenizer."""
+
+    texts: list[str]
+    tokenizer: Path
+
+
+def token_economy(task: EconomyTask) -> dict[str, float]:
     """Tokens a character of the texts as they are, in lower case and in capitals."""
-    encode = encoder(tokenizer.file).encode_flat
+    texts = task.texts
+    encode = encoder(task.tokenizer).encode_flat
     forms = {"as written": texts, "lower case": [t.lower() for t in texts], "capitals": [t.upper() for t in texts]}
     return {name: share(int(encode(form)[1].sum()), max(1, sum(map(len, form)))) for name, form in forms.items()}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,6 +59,21 @@ def is_scratch(spec: PreprocessSpec) -> bool:
     if not spec.model.removeprefix(SCRATCH):
         raise SpecError("model: write scratch:SIZE, as in scratch:tiny")
     return True
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have the ``tokenizers`` library work in the thread that calls it, and as before afterwards."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 #: A trainer takes time quadratic in the length of a word; what is longer than this is no word to learn from.
@@ -170,6 +187,7 @@ def _forget_origin(path: Path) -> None:
 
 _JOINED = 16  # pieces that are encoded in one go; the tokenizer is slower on longer texts
 _CACHED = 400_000  # pieces
+_CACHED_CHARACTERS = 16_000_000  # of them: a post can be one word of a megabyte
 _CUT = "\x1f"  # white space to str.split, so that no text whose words stand apart has it
 
 Ids = NDArray[np.int32]
@@ -195,6 +213,7 @@ class Encoder:
 
     def _forget(self) -> None:
         """Begin without any known piece but the line break."""
+        self._characters = 0  # of the known pieces
         self._known = {"\n": 0}  # the number of each piece; its ids lie in ``_ids`` from ``_starts`` on
         self._ids = self._newline
         self._starts = np.array([0, len(self._newline)], np.int64)
@@ -236,7 +255,7 @@ class Encoder:
 
     def _learn(self, pieces: set[str]) -> None:
         """Encode pieces that are not known yet, many in one text, with line breaks between them."""
-        if len(self._known) > _CACHED:
+        if len(self._known) > _CACHED or self._characters > _CACHED_CHARACTERS:
             self._forget()
         new = sorted(pieces - self._known.keys())
         if not new:
@@ -247,6 +266,7 @@ class Encoder:
         # Without the line breaks the pieces lie one after the other; the n-th ends where n of them were left out.
         self._starts = np.concatenate([self._starts, len(self._ids) + breaks - np.arange(len(breaks))])
         self._ids = np.concatenate([self._ids, np.delete(ids, breaks)])
+        self._characters += sum(map(len, new))
         self._known.update(zip(new, range(len(self._known), len(self._known) + len(new)), strict=True))
 
     def _plain(self, texts: list[str]) -> list[Ids]:

@@ -6,7 +6,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, urlsplit
 import yaml
 
 from cli.clusters.kubernetes_api import ApiError
-from tests.cli.fake_kubernetes import ControlPlane
+from tests.cli.fake_kubernetes import ACCOUNT, ControlPlane
 
 TOKEN = "right-token"
 
@@ -27,12 +27,12 @@ class WireFault:
     """Befalls the next ``times`` requests whose ``METHOD path?query`` matches.
 
     ``status``: an answer instead of the real one. ``lost``: the request has its effect, the answer is lost.
-    ``drop``: the stream breaks off after so many ``lines``, in the middle of the next. ``expire``: a watch that
-    begins well and then says 410. ``garbage``: a proxy's page.
+    ``drop``: the stream breaks off after so many ``lines``, in the middle of the next. ``end``: it ends before its
+    first, as if that were all. ``expire``: a watch that begins well and then says 410. ``garbage``: a proxy's page.
     """
 
     match: str
-    kind: Literal["status", "lost", "refuse", "drop", "expire", "garbage"]
+    kind: Literal["status", "lost", "refuse", "drop", "end", "expire", "garbage"]
     times: int = 1
     status: int = 500
     message: str = "a fault of the test's making"
@@ -67,6 +67,29 @@ class ApiServer:
                         self.faults.remove(fault)
                     return fault
         return None
+
+    def admit(self, authorization: str, method: str, path: str, query: Mapping[str, str]) -> None:
+        """Who asks, and may they? ``TOKEN`` may all; a token of a service account what its Roles say."""
+        _, _, token = authorization.partition(" ")
+        if token == TOKEN:
+            return
+        _, _, account = token.partition(f"{ACCOUNT}:")
+        home, _, name = account.partition(":")
+        if ("serviceaccounts", home, name) not in self.plane.objects:
+            raise ApiError(401, "Unauthorized", "Unauthorized")
+        match = re.fullmatch(
+            r"/(?:api/v1|apis/([\w.-]+)/\w+)/namespaces/([\w.-]+)/(\w+)(?:/([\w.-]+)(?:/(\w+))?)?", path
+        )
+        if match is None:
+            return  # discovery and the version: everybody with an account may
+        group, namespace, resource, thing, sub = match.groups()
+        verb = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}.get(method)
+        verb = verb or ("watch" if "watch" in query else "get" if thing else "list")
+        asked = {"verb": verb, "group": group or "", "resource": resource, "namespace": namespace}
+        if not self.plane.may(token, {**asked, **({"subresource": sub} if sub else {})}):
+            what = ".".join(filter(None, (resource, group)))
+            words = f'User "{token}" cannot {verb} resource "{resource}" in API group "{group or ""}"'
+            raise ApiError(403, "Forbidden", f'{what} is forbidden: {words} in the namespace "{namespace}"')
 
     def kubeconfig(self, folder: Path, *, token: str = TOKEN, namespace: str | None = "bugurt") -> Path:
         """A kubeconfig with two contexts; the current one is ``here``, the other leads nowhere."""
@@ -116,8 +139,10 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
             query = dict(parse_qsl(parts.query))
             size = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(size)) if size else None
-            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                self._status(ApiError(401, "Unauthorized", "Unauthorized"))
+            try:
+                server.admit(self.headers.get("Authorization") or "", self.command, parts.path, query)
+            except ApiError as error:
+                self._status(error)
                 return
             fault = server.take(f"{self.command} {self.path}")
             if fault is not None and fault.kind == "status":
@@ -145,6 +170,8 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
 
         def _stream(self, path: str, query: dict[str, str], fault: WireFault | None) -> None:
             lines = iter(server.plane.stream(path, query=query))
+            if fault is not None and fault.kind == "end":
+                lines = iter(())
             first = next(lines, None)  # an error comes before the headers
             self.send_response(200)
             self.send_header("Transfer-Encoding", "chunked")

@@ -5,8 +5,10 @@ runs on it in-process, or over a loopback HTTP server (``api_server.py``). Its c
 somebody watches or calls ``tick``, so tests neither sleep nor depend on speed.
 
 The state machine follows the Job controller of Kubernetes 1.33 and later: podFailurePolicy rules in their order,
-backoffLimit and backoffLimitPerIndex, podReplacementPolicy Failed, suspend, foreground deletion, owner references,
-TTL, and pods that stay after their end. A pod takes one tick each to be scheduled, to start and to end.
+backoffLimit and backoffLimitPerIndex, podReplacementPolicy Failed, suspend, foreground deletion (and orphans where
+nobody asks for another), owner references, TTL, pods that stay after their end, and an end in two steps: decided
+(SuccessCriteriaMet, FailureTarget), then over (Complete, Failed). A pod takes one tick each to be scheduled, to start
+and to end. What ``tests.cli.admission`` has against a Job or a pod is refused, with the server's status and reason.
 """
 
 from __future__ import annotations
@@ -23,12 +25,17 @@ from typing import Any, Literal
 
 from cli.clusters.kubernetes_api import APPLY_PATCH, ApiError
 from cli.clusters.kubernetes_status import COMPONENT_LABEL, QUEUE_LABEL, conditions
+from cli.kustomize import quantity
 from jobs.specs import BugurtError
+from tests.cli.admission import job_errors, pod_errors, restricted_errors
 
 Object = dict[str, Any]
 JOB_NAME = "batch.kubernetes.io/job-name"
 INDEX = "batch.kubernetes.io/job-completion-index"
 IDLE_TICKS = 3  # ticks without an event after which a watch ends, as its timeoutSeconds would end it
+ACCOUNT = "system:serviceaccount"
+#: A Job's end is decided before it is over.
+ENDS = {"SuccessCriteriaMet": "Complete", "FailureTarget": "Failed"}
 STANDSTILL = 2000  # such ends in a row after which a test has surely lost its way
 
 
@@ -119,6 +126,7 @@ class ControlPlane:
         self.quota_message: str | None = None  # a full ResourceQuota's words, while it is full
         self.namespaces = set(namespaces)
         self.minor = "36"
+        self.accounts_needed = False  # whether a pod without its ServiceAccount is refused
         self.refusals: dict[str, str] = {}  # admission's words against a component's pods
         self.denied: set[tuple[str, str]] = set()  # (verb, plural) that the user may not
         self.foreign: set[tuple[str, str]] = set()  # (plural, name) that somebody else has changed
@@ -176,7 +184,7 @@ class ControlPlane:
 
     def pods_of(self, job: str) -> list[Object]:
         """A Job's pods in their order."""
-        return [o for (k, _, _), o in self.objects.items() if k == "pods" and o["metadata"]["labels"][JOB_NAME] == job]
+        return [o for (k, _, _), o in self.objects.items() if k == "pods" and _job_of(o) == job]
 
     def preempt(self, job: str) -> None:
         """Kueue takes a Job's quota away: it is suspended, its pods go, and it queues again."""
@@ -253,11 +261,22 @@ class ControlPlane:
             if not self.kueue:
                 raise ApiError(404, "NotFound", "the server could not find the requested resource")
             return {"preferredVersion": {"version": "v1beta2"}}
+        if path.endswith("/subjectaccessreviews"):
+            asked = body["spec"]["resourceAttributes"]
+            return {"status": {"allowed": self.may(body["spec"]["user"], asked)}}
+        account = re.fullmatch(r"/api/v1/namespaces/([\w.-]+)/serviceaccounts/([\w.-]+)/token", path)
+        if account is not None:
+            if ("serviceaccounts", account[1], account[2]) not in self.objects:
+                raise ApiError(404, "NotFound", f'serviceaccounts "{account[2]}" not found')
+            return {"status": {"token": f"{ACCOUNT}:{account[1]}:{account[2]}"}}
+        evicted = re.fullmatch(r"/api/v1/namespaces/([\w.-]+)/pods/([\w.-]+)/eviction", path)
+        if evicted is not None:
+            return self.evict(evicted[1], evicted[2])
         kind, namespace, name = self._place(path)
         if ({"PATCH": "patch", "POST": "create", "GET": "get", "DELETE": "delete"}[method], kind) in self.denied:
             raise ApiError(403, "Forbidden", f'{kind} is forbidden: User "me" cannot {method.lower()} resource')
         if apply:
-            return self._apply(kind, namespace, str(name), body, force=query.get("force") == "true")
+            return self._apply(kind, namespace, str(name), body, query)
         if method == "POST":
             return self._post(kind, namespace, body, dry="dryRun" in query)
         if name is None:
@@ -274,49 +293,114 @@ class ControlPlane:
             _merge(found, body)
             self._touch(kind, found)
         elif method == "DELETE":
-            found["metadata"]["deletionTimestamp"] = self._stamp()
-            self._touch(kind, found)
-            if kind == "pods" and found["status"]["phase"] in ("Pending", "Running"):
-                disruption = ("DisruptionTarget", "EvictionByEvictionAPI", "Eviction API: evicting")
-                self._end_pod(found, 143, reason="", message="", disruption=disruption)
+            self._delete(kind, found, (body or {}).get("propagationPolicy"))
         return found
 
+    def _delete(self, kind: str, thing: Object, policy: str | None) -> None:
+        if kind == "jobs" and policy not in ("Foreground", "Background"):
+            for pod in self.pods_of(thing["metadata"]["name"]):  # batch/v1 alone has this default, for old clients
+                pod["metadata"].pop("ownerReferences", None)
+            self._remove(kind, thing)
+            return
+        thing["metadata"]["deletionTimestamp"] = self._stamp()
+        self._touch(kind, thing)
+        if kind == "pods" and thing["status"]["phase"] in ("Pending", "Running"):
+            self._end_pod(thing, 143)  # it goes when the controller has counted it
+
+    def evict(self, namespace: str, name: str) -> Object:
+        """The eviction API: a deletion that says why."""
+        pod = self.objects.get(("pods", namespace, name))
+        if pod is None:
+            raise ApiError(404, "NotFound", f'pods "{name}" not found')
+        pod["metadata"]["deletionTimestamp"] = self._stamp()
+        if pod["status"]["phase"] in ("Pending", "Running"):
+            disruption = ("DisruptionTarget", "EvictionByEvictionAPI", "Eviction API: evicting")
+            self._end_pod(pod, 143, disruption=disruption)
+        return {"kind": "Status", "status": "Success"}
+
+    def may(self, user: str, asked: Mapping[str, str]) -> bool:
+        """RBAC for service accounts: whether a Role bound to it allows the ``resourceAttributes`` of a review."""
+        _, _, account = user.partition(f"{ACCOUNT}:")
+        home, _, name = account.partition(":")
+        resource = "/".join(filter(None, (asked["resource"], asked.get("subresource"))))
+        for (kind, namespace, _), binding in self.objects.items():
+            subject = {"kind": "ServiceAccount", "name": name, "namespace": home}
+            if (kind, namespace) != ("rolebindings", asked["namespace"]) or subject not in binding["subjects"]:
+                continue
+            role = self.objects.get(("roles", namespace, binding["roleRef"]["name"]), {"rules": []})
+            for rule in role["rules"]:
+                if (
+                    asked.get("group", "") in rule["apiGroups"]
+                    and resource in rule["resources"]
+                    and asked["verb"] in rule["verbs"]
+                ):
+                    return True
+        return False
+
     def _post(self, kind: str, namespace: str, body: Object, *, dry: bool) -> Object:
-        if namespace not in self.namespaces:
+        if namespace and namespace not in self.namespaces:
             raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
-        refusal = self.refusals.get(body["metadata"]["labels"].get(COMPONENT_LABEL, ""))
+        name = body["metadata"]["name"]
+        refusal = self.refusals.get(body["metadata"].get("labels", {}).get(COMPONENT_LABEL, ""))
         if refusal is not None and kind == "pods":
             raise ApiError(403, "Forbidden", refusal)
-        name = body["metadata"]["name"]
+        self._validate(kind, body)
         if (kind, namespace, name) in self.objects:
             raise ApiError(409, "AlreadyExists", f'{kind} "{name}" already exists')
         body["metadata"] |= {"namespace": namespace}
-        body["metadata"].setdefault("labels", {})
+        body["metadata"].setdefault("labels", {})  # what follows looks into them
+        if kind == "pods":
+            body["status"] = {"phase": "Pending"}
         if kind == "jobs":
             body["status"] = {}
             if self.kueue and QUEUE_LABEL in body["metadata"]["labels"]:
                 body["spec"]["suspend"] = True
+        if kind == "resourcequotas":
+            body["status"] = {"hard": body["spec"]["hard"]}
+        if kind == "namespaces" and not dry:
+            self.namespaces.add(name)
         if dry:
             body["metadata"]["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return body
         self._add(kind, body)
         return body
 
-    def _apply(self, kind: str, namespace: str, name: str, body: Object, *, force: bool) -> Object:
+    def _validate(self, kind: str, body: Object) -> None:
+        name = body["metadata"]["name"]
+        errors = {"jobs": job_errors, "pods": lambda pod: pod_errors(pod["spec"])}.get(kind, lambda thing: [])(body)
+        if errors:
+            what = {"jobs": "Job.batch", "pods": "Pod"}[kind]
+            raise ApiError(422, "Invalid", f'{what} "{name}" is invalid: {"; ".join(errors)}')
+        if kind == "pods":
+            violations = restricted_errors(body["spec"])
+            if violations:
+                words = f'violates PodSecurity "restricted:latest": {", ".join(violations)}'
+                raise ApiError(403, "Forbidden", f'pods "{name}" is forbidden: {words}')
+
+    def _apply(self, kind: str, namespace: str, name: str, body: Object, query: Mapping[str, str]) -> Object:
         """Server-side apply, in outline: what is said is set; what others have set is a conflict unless forced."""
         found = self.objects.get((kind, namespace, name))
         if namespace and namespace not in self.namespaces:
             raise ApiError(404, "NotFound", f'namespaces "{namespace}" not found')
+        dry, force, ours = "dryRun" in query, query.get("force") == "true", query["fieldManager"] == "bugurt"
         if found is None:
             body["metadata"].setdefault("namespace", namespace)
+            if dry:
+                return body
             self._add(kind, body)
             if kind == "namespaces":
                 self.namespaces.add(name)
             return body
-        if (kind, name) in self.foreign and not force:
+        if ours and (kind, name) in self.foreign and not force:
             raise ApiError(
                 409, "Conflict", 'Apply failed with 1 conflict: conflict with "kubectl-edit" using v1: .spec'
             )
+        if dry:
+            return found
+        if ours:
+            self.foreign.discard((kind, name))
+        else:
+            self.foreign.add((kind, name))
         before = json.dumps(found, sort_keys=True)
         _merge(found, body)
         if json.dumps(found, sort_keys=True) != before:
@@ -508,6 +592,12 @@ class ControlPlane:
             if (self.now - ended).total_seconds() >= spec.get("ttlSecondsAfterFinished", 1e12):
                 meta["deletionTimestamp"] = self._stamp()
             return
+        decided = next((c for c in status.get("conditions", []) if c["type"] in ENDS), None)
+        if decided is not None:
+            self._condition(job, ENDS[decided["type"]], decided["reason"], decided["message"])
+            if decided["type"] == "SuccessCriteriaMet":
+                status["completionTime"] = self._stamp()
+            return
         if spec.get("suspend"):
             for pod in living:
                 self._remove("pods", pod)
@@ -522,7 +612,7 @@ class ControlPlane:
         if self._judge(job, pods):
             return
         self._progress(job, pods)
-        if not any(c["type"] in ("Complete", "Failed") for c in status.get("conditions", [])):
+        if not any(c["type"] in ENDS for c in status.get("conditions", [])):
             self._create_pods(job)
         self._tally(job)
 
@@ -541,6 +631,8 @@ class ControlPlane:
                 continue
             self._judged.add(uid)
             action, index = _action(job["spec"], pod)
+            if pod["metadata"].get("deletionTimestamp"):
+                self._remove("pods", pod)  # counted: its finalizer is taken off
             if action == "Ignore":
                 continue
             job["status"]["failed"] = job["status"].get("failed", 0) + 1
@@ -586,11 +678,10 @@ class ControlPlane:
             self._fail_job(job, "BackoffLimitExceeded", "Job has reached the specified backoff limit")
 
     def _complete(self, job: Object) -> None:
-        self._condition(job, "Complete", "CompletionsReached", "Reached expected number of succeeded pods")
-        job["status"]["completionTime"] = self._stamp()
+        self._condition(job, "SuccessCriteriaMet", "CompletionsReached", "Reached expected number of succeeded pods")
 
     def _fail_job(self, job: Object, reason: str, message: str) -> None:
-        self._condition(job, "Failed", reason, message)
+        self._condition(job, "FailureTarget", reason, message)
         for pod in self.pods_of(job["metadata"]["name"]):
             if pod["status"]["phase"] in ("Pending", "Running"):
                 self._remove("pods", pod)
@@ -609,10 +700,27 @@ class ControlPlane:
         else:
             wanted = [] if living else [None]
         for index in wanted:
-            if self.quota_message is not None:
-                self.event(job, "Job", "FailedCreate", self.quota_message)
+            try:
+                self._admit_pod(job)
+                self._create_pod(job, index)
+            except ApiError as error:
+                self.event(job, "Job", "FailedCreate", f"Error creating: {error.message}")
                 return
-            self._create_pod(job, index)
+
+    def _admit_pod(self, job: Object) -> None:
+        """What admission has against one more pod of a Job, whatever it is like."""
+        meta, spec = job["metadata"], job["spec"]["template"]["spec"]
+        account, home = spec.get("serviceAccountName", "default"), meta["namespace"]
+        if self.accounts_needed and ("serviceaccounts", home, account) not in self.objects:
+            words = f'error looking up service account {home}/{account}: serviceaccount "{account}" not found'
+            raise ApiError(403, "Forbidden", f'pods "{meta["name"]}-" is forbidden: {words}')
+        message = self.quota_message
+        for (kind, namespace, name), quota in self.objects.items():
+            if (kind, namespace) == ("resourcequotas", home) and quota["spec"]["hard"].get("pods") == "0":
+                used = "requested: pods=1, used: pods=0, limited: pods=0"
+                message = f'pods "{meta["name"]}-" is forbidden: exceeded quota: {name}, {used}'
+        if message is not None:
+            raise ApiError(403, "Forbidden", message)
 
     def _create_pod(self, job: Object, index: str | None) -> None:
         meta = job["metadata"]
@@ -635,6 +743,7 @@ class ControlPlane:
             "spec": template["spec"],
             "status": {"phase": "Pending"},
         }
+        self._validate("pods", pod)
         self._add("pods", pod)
 
     # the scheduler and the kubelet
@@ -675,6 +784,11 @@ class ControlPlane:
                 )
                 self._condition(pod, "PodScheduled", "Unschedulable", message, status="False")
                 return
+            lacks = [r for r in ("memory", "ephemeral-storage") if self._too_much(container, r)]
+            if lacks:
+                message = f"0/1 nodes are available: 1 Insufficient {lacks[0]}. preemption: 0/1 nodes are available: …"
+                self._condition(pod, "PodScheduled", "Unschedulable", message, status="False")
+                return
             admission = self._fault(pod, "admission")
             if admission is not None:
                 self._use_up(admission)
@@ -685,6 +799,8 @@ class ControlPlane:
             self._waiting(pod, "ContainerCreating", "")
             return
         image = self._fault(pod, "image")
+        if image is None and container["image"].startswith("registry.invalid/"):  # a name that nobody ever has
+            image = Fault("", "image", image_message="dial tcp: lookup registry.invalid: no such host")
         if image is not None:
             self._waiting(pod, "ImagePullBackOff", f'Back-off pulling image "{container["image"]}"')
             self.event(pod, "Pod", "Failed", image.image_message.format(image=container["image"]))
@@ -699,6 +815,10 @@ class ControlPlane:
             return
         started = {"running": {"startedAt": self._stamp()}}
         status |= {"phase": "Running", "containerStatuses": [self._container(pod, started)]}
+
+    def _too_much(self, container: Object, resource: str) -> bool:
+        asked = container["resources"].get("requests", {}).get(resource, 0)
+        return quantity(str(asked)) > 2**40  # what the one node has of each
 
     def _free_gpus(self) -> int:
         used = 0
@@ -730,6 +850,9 @@ class ControlPlane:
 
     def _run_pod(self, pod: Object) -> None:
         meta = pod["metadata"]
+        if _job_of(pod) is None:  # somebody's own pod, and no program of ours
+            self._end_pod(pod, 0)
+            return
         fault = self._fault(pod, "exit", "evict", "oom", "drain", "start")
         if fault is not None:
             self._use_up(fault)
@@ -845,6 +968,11 @@ def _chosen(thing: Object, query: Mapping[str, str]) -> bool:
         if found != value:
             return False
     return True
+
+
+def _job_of(pod: Object) -> str | None:
+    found: str | None = pod["metadata"].get("labels", {}).get(JOB_NAME)
+    return found
 
 
 def _exit_code(pod: Object) -> int | None:

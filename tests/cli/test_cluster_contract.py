@@ -17,7 +17,10 @@ from tests.cli.worlds import MemoryWorld, WireWorld, World, json_line
 REF = "model/0123456789abcdef0123"
 
 
-@pytest.fixture(params=["memory", "wire", pytest.param("real", marks=pytest.mark.cluster)])
+REAL = [pytest.mark.cluster, pytest.mark.timeout(1800)]  # an image may have to be pulled first
+
+
+@pytest.fixture(params=["memory", "wire", pytest.param("real", marks=REAL)])
 def world(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[World]:
     """Each test in each world."""
     folder = tmp_path / "templates"

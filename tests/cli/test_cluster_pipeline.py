@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.cli.api_server import ApiServer, serve
-from tests.cli.fake_kubernetes import STILL_AT_WORK, ControlPlane, Task
+from tests.cli.fake_kubernetes import ACCOUNT, STILL_AT_WORK, ControlPlane, Task
 from tests.conftest import ROOT
 
 EXPORT = ROOT / "examples" / "channel" / "result.json"
@@ -104,6 +104,7 @@ def _from_the_laptop_to_a_batch(tmp_path: Path, s3_env: dict[str, str], node: No
             "submit", "pipeline", "--source", str(EXPORT), "--model", "scratch:tiny", "--count", "6", "--name", RUN,
             "--set", "train.max_steps=4", "--set", "generate.shards=2", "--set", "generate.form=false",
         )  # fmt: skip
+        laptop("install")
         dry = laptop(*submit, "--dry-run")
         assert dry.count("kind: Job") == 5 and not plane.jobs()
         laptop(*submit)
@@ -116,8 +117,10 @@ def _from_the_laptop_to_a_batch(tmp_path: Path, s3_env: dict[str, str], node: No
         assert set(secret.items()) <= set(env.items())
         place = tmp_path / "driver"
         place.mkdir()
-        # The service account is what a pod has; here it is the kubeconfig. All else comes from the Job.
-        driver = run_container("cli.driver", {**env, "KUBECONFIG": str(tmp_path / "kubeconfig")}, place)
+        # The service account is what a pod has: here in a kubeconfig, and with the rights of its Role and no others.
+        # All else comes from the Job.
+        server.kubeconfig(place, token=f"{ACCOUNT}:bugurt:{pod['spec']['serviceAccountName']}")
+        driver = run_container("cli.driver", {**env, "KUBECONFIG": str(place / "kubeconfig")}, place)
         assert driver.returncode == 0, driver.stderr
         plane.release("driver")
 

@@ -19,9 +19,10 @@ import yaml
 from typer.testing import CliRunner
 
 from cli import checks
-from cli.cluster_checks import ClusterChecks, check_image, is_loopback
+from cli.cluster_checks import ClusterChecks
 from cli.clusters.kubernetes_api import Access
 from cli.commands import doctor, install
+from cli.image_checks import check_image, is_loopback
 from cli.settings import Settings
 from jobs.specs import ConfigError, TemporaryError
 from tests.cli.api_server import ApiServer, serve
@@ -141,6 +142,17 @@ def test_too_many_gpus_are_told(plane: ControlPlane) -> None:
     result, text, _ = look(plane, cluster_settings(train={"gpu": 4}))["gpu"]
     assert (result, text) == ("fail", "2 on 1 of 2 nodes; train asks for 4, no node has more than 2")
     assert look(plane, cluster_settings(train={"gpu": 0}))["gpu"][0] == "ok"
+
+
+def test_pods_that_are_larger_than_each_node_are_told(plane: ControlPlane) -> None:
+    """With what the templates ask for, a cluster for trials takes no pod of train, and says so only when it waits."""
+    assert look(plane)["room"][:2] == ("ok", "each stage fits on a node (2 nodes)")
+    settings = cluster_settings(train={"memory": "33Gi"})
+    result, text, todo = look(plane, settings)["room"]
+    assert (result, text) == ("warn", "train asks for 33Gi of memory, no node has more than 32.0Gi")
+    assert todo == "set memory in [cluster.train], or add larger nodes"
+    assert "disk in [cluster.generate]" in look(plane, cluster_settings(generate={"disk": "101Gi"}))["room"][2]
+    assert "no node has more than 8" in look(plane, cluster_settings(scrape={"cpu": "8500m"}))["room"][1]
 
 
 def test_the_queue_is_looked_at(plane: ControlPlane) -> None:
@@ -313,6 +325,30 @@ def test_install_twice_changes_nothing(project: ApiServer) -> None:
     again = run("install", "--queue", "--dev", "--json")
     assert {d["what"] for d in json.loads(again.stdout)} <= {"unchanged", "kept"}
     assert project.plane._version == version  # not one object was touched
+
+
+def test_a_status_that_its_controller_writes_is_no_change(project: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Deployment that is being rolled out has a new version every moment."""
+    run("install", "--dev")
+    ask = project.plane.request
+
+    def busy(method: str, path: str, **options: Any) -> Any:
+        if method == "PATCH" and path.endswith("/deployments/bugurt-bucket"):
+            found = project.plane.objects["deployments", "bugurt", "bugurt-bucket"]
+            found["status"] = {"replicas": 1}
+            project.plane._touch("deployments", found)
+        return ask(method, path, **options)
+
+    monkeypatch.setattr(project.plane, "request", busy)
+    assert {d["what"] for d in json.loads(run("install", "--dev", "--json").stdout)} <= {"unchanged", "kept"}
+
+
+def test_the_dev_server_keeps_the_bucket_of_the_settings(project: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BUGURT_S3_BUCKET", "mine")
+    assert run("install", "--dev").exit_code == 0
+    pod = project.plane.objects["deployments", "bugurt", "bugurt-bucket"]["spec"]["template"]["spec"]
+    mounts = {m["name"]: m["mountPath"] for m in pod["containers"][0]["volumeMounts"]}
+    assert mounts == {"bucket": "/data/mine", "tmp": "/tmp"}
 
 
 def test_install_prints_what_it_would_send_and_sends_nothing(project: ApiServer) -> None:

@@ -69,6 +69,20 @@ def unschedulable(message: str) -> Object:
 
 #: name -> (pod, events on it, the sentence)
 WAITING: dict[str, tuple[Object, list[tuple[str, str]], str]] = {
+    "no free gpu, in the words of newer schedulers": (
+        unschedulable(
+            "0/5 nodes are available: 1 node(s) had untolerated taint(s), 4 Insufficient nvidia.com/gpu. "
+            "no new claims to deallocate, preemption: 0/5 nodes are available: 5 Preemption is not helpful for "
+            "scheduling."
+        ),
+        [],
+        "no node has 1 free GPU (nvidia.com/gpu); 1 of 5 tainted",
+    ),
+    "only tainted nodes, in the words of newer schedulers": (
+        unschedulable("0/1 nodes are available: 1 node(s) had untolerated taint(s). preemption: 0/1 nodes are …"),
+        [],
+        "all nodes have taints that the pod does not tolerate",
+    ),
     "no free gpu": (
         unschedulable(
             "0/5 nodes are available: 1 node(s) had untolerated taint {node-role.kubernetes.io/control-plane: }, "
@@ -309,6 +323,23 @@ FAILED: dict[str, tuple[Object, str, int | None]] = {
         'the container could not start: exec: "python": executable file not found in $PATH',
         128,
     ),
+    "a node that was started again": (
+        pod("Failed", state=ended(255, "Unknown")),
+        "its node was started again or lost the container",
+        255,
+    ),
+    "a container that the kubelet cannot find": (
+        pod(
+            "Failed",
+            state=ended(
+                137,
+                "ContainerStatusUnknown",
+                "The container could not be located when the pod was terminated",
+            ),
+        ),
+        "its node was started again or lost the container",
+        137,
+    ),
     "devices": (
         pod(
             "Failed",
@@ -459,6 +490,19 @@ def test_a_retry_that_waits_names_both() -> None:
     found = job_status(job(status={"failed": 1}), [FAILED["bad data"][0], thing])
     assert found.reason == "no node has 4 CPU free (the try before: the dataset has no posts)"
     assert found.restarts == 1
+
+
+def test_a_job_that_is_about_to_fail_says_why() -> None:
+    """The controller decides (FailureTarget) before the last pod is gone (Failed): in between it waits for nothing."""
+    message = (
+        "Container stage for pod bugurt/run-a-train-01234567-x7x2k failed with exit code 65 matching FailJob rule at "
+        "index 0"
+    )
+    decided = condition("FailureTarget", "PodFailurePolicy", message)
+    status = {"failed": 1, "active": 0, "ready": 0, "terminating": 1}
+    found = job_status(job(decided, status=status), [FAILED["bad data"][0], pod("Running")])
+    assert found.state is JobState.RUNNING
+    assert found.reason == "fails, and its pods are being stopped: the dataset has no posts"
 
 
 def test_a_job_that_is_being_deleted_says_so() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +17,9 @@ import pytest
 
 from cli.clusters.base import JobState, LogLine
 from cli.clusters.kubernetes import KubernetesCluster
-from cli.clusters.kubernetes_api import connect
+from cli.clusters.kubernetes_api import HttpApi, connect
 from jobs.specs import BugurtError, ConfigError, TemporaryError
-from tests.cli.api_server import ApiServer, serve
+from tests.cli.api_server import TOKEN, ApiServer, serve
 from tests.cli.fake_cluster import cluster_settings, request_for
 from tests.cli.worlds import WireWorld
 from tests.conftest import ROOT
@@ -204,6 +207,25 @@ def test_a_followed_log_that_breaks_off_repeats_nothing(world: Any) -> None:
     assert [line.text for line in cluster.logs(JOB.name, follow=True)] == lines
 
 
+def test_a_followed_log_that_ends_before_its_pod_is_taken_up_again(world: Any) -> None:
+    """A kubelet that is started again ends the logs it gives, in good order, and goes on with the pods."""
+    server, cluster = world
+    server.plane.hold("train")
+    cluster.create(request_for("train", spec={"log": ["a", "b"]}))
+    server.fault("/log", "end", times=2)
+    lines = cluster.logs(JOB.name, follow=True)
+    threading.Thread(target=release_after_logs, args=(server, 3), daemon=True).start()
+    assert [line.text for line in lines] == ["a", "b"]
+
+
+def release_after_logs(server: ApiServer, count: int) -> None:
+    """Let the pods end once a log has been asked for so many times."""
+    deadline = time.monotonic() + 60
+    while sum("/log" in call for call in server.seen) < count and time.monotonic() < deadline:
+        time.sleep(0.02)
+    server.plane.release("train")
+
+
 def test_a_log_that_cannot_be_read_does_not_hide_the_others(world: Any) -> None:
     server, cluster = world
     cluster.create(request_for("generate", spec={"log": ["here"]}, shards=3))
@@ -301,6 +323,87 @@ def test_a_token_that_is_refused(world: Any, tmp_path: Path, monkeypatch: pytest
     cluster = KubernetesCluster.from_settings(cluster_settings(owner="me"))
     with pytest.raises(ConfigError, match="refuses the credentials; log in to it again"):
         cluster.list()
+
+
+#: What RBAC says, with the words of k8s.io/apiserver's responsewriters.
+REFUSED = 'jobs.batch is forbidden: User "system:serviceaccount:bugurt:bugurt-driver" cannot list resource "jobs"'
+
+
+@pytest.mark.parametrize(("status", "message"), [(401, "Unauthorized"), (403, REFUSED)])
+@pytest.mark.parametrize("call", ["GET /apis/batch", "watch=true"])
+def test_a_driver_outlasts_a_server_that_does_not_know_it_yet(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, status: int, message: str
+) -> None:
+    """One that has just started refuses everybody until it has read the accounts and roles: no end of a run."""
+    server, cluster = world
+    cluster.create(JOB)
+    inside = KubernetesCluster(server_api(server, outlast_refusals=True), cluster_settings(), "bugurt")
+    server.fault(call, "status", times=2, status=status, message=message)
+    assert watch_through(inside)[-1] is JobState.SUCCEEDED
+    server.fault("GET /apis/batch", "status", times=1000, status=status, message=message)
+    with pytest.raises(ConfigError, match=r"refuses the credentials|not allowed"):  # but not for ever
+        inside.get(JOB.name)
+
+
+def test_a_driver_does_not_wait_for_a_quota(world: Any) -> None:
+    server, _ = world
+    inside = KubernetesCluster(server_api(server, outlast_refusals=True), cluster_settings(), "bugurt")
+    server.fault("POST", "status", times=1000, status=403, message='jobs "x" is forbidden: exceeded quota: team')
+    with pytest.raises(TemporaryError, match="exceeded quota"):
+        inside.create(JOB)
+    assert sum(seen.startswith("POST") for seen in server.seen) == 1
+
+
+def server_api(server: ApiServer, **options: Any) -> HttpApi:
+    """A client of a server with options of its own."""
+    from kubernetes.client import Configuration
+
+    configuration = Configuration()
+    configuration.host = server.url
+    configuration.api_key["BearerToken"] = f"Bearer {TOKEN}"
+    return HttpApi(configuration, patience=2.0, **options)
+
+
+def test_a_handshake_that_is_cut_off_is_no_bad_certificate(tmp_path: Path) -> None:
+    """A balancer whose API server restarts takes the connection and closes it: that passes."""
+    from kubernetes.client import Configuration
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        begun = threading.Event()
+
+        def close_them() -> None:
+            begun.set()
+            with contextlib.suppress(OSError):  # the listener is closed at the end
+                while True:
+                    peer, _ = listener.accept()
+                    peer.recv(65_536)
+                    peer.close()
+
+        threading.Thread(target=close_them, daemon=True).start()
+        begun.wait(5)
+        configuration = Configuration()
+        configuration.host = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        cluster = KubernetesCluster(HttpApi(configuration, patience=0.5), cluster_settings(), "bugurt")
+        with pytest.raises(TemporaryError, match="is out of reach"):
+            cluster.get(JOB.name)
+
+
+def test_a_certificate_that_is_not_to_be_trusted_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ssl
+
+    import urllib3
+    from kubernetes.client import Configuration
+
+    configuration = Configuration()
+    configuration.host = "https://127.0.0.1:9"
+    api = HttpApi(configuration, patience=60.0)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise urllib3.exceptions.SSLError(ssl.SSLCertVerificationError(1, "self-signed certificate"))
+
+    monkeypatch.setattr(api._pool, "request", refuse)
+    with pytest.raises(ConfigError, match=r"is not to be trusted: .*self-signed"):
+        KubernetesCluster(api, cluster_settings(), "bugurt").get(JOB.name)
 
 
 def test_a_cluster_that_is_not_there(world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

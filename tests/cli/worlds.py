@@ -39,7 +39,7 @@ def run_task(task: Task) -> int:
     return int(spec.get("exit_of", {}).get(str(task.shard), spec.get("exit", 0)))
 
 
-def write_templates(folder: Path, image: str | None = None) -> str:
+def write_templates(folder: Path, image: str | None = None, policy: str = "IfNotPresent") -> str:
     """The built-in templates with two tries instead of several, and with PROGRAM where an image is given."""
     for path in (builtin_folder() / "jobs").glob("*.yaml"):
         job = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -52,7 +52,7 @@ def write_templates(folder: Path, image: str | None = None) -> str:
         resources = container["resources"]
         resources["limits"].pop("nvidia.com/gpu", None)
         if image is not None:
-            container |= {"image": image, "command": ["python", "-c", PROGRAM]}
+            container |= {"image": image, "imagePullPolicy": policy, "command": ["python", "-c", PROGRAM]}
             pod["terminationGracePeriodSeconds"] = 5
             resources["requests"] |= {"cpu": "20m", "memory": "64Mi", "ephemeral-storage": "64Mi"}
             resources["limits"] |= {"memory": "64Mi", "ephemeral-storage": "64Mi"}
@@ -135,16 +135,17 @@ class RealWorld(World):
 
     patience = 180.0
 
-    def __init__(self, folder: Path, namespace: str, run: str, image: str) -> None:
+    def __init__(self, folder: Path, namespace: str, run: str, image: str, policy: str, context: str | None) -> None:
         self.run = run
         self.namespace = namespace
-        self.templates = write_templates(folder, image)
+        self.templates = write_templates(folder, image, policy)
+        self._context = context
 
     def settings(self, **cluster: Any) -> Settings:
         return super().settings(**{"namespace": self.namespace, **cluster})
 
     def cluster(self, settings: Settings) -> KubernetesCluster:
-        access = connect(None, self.namespace)
+        access = connect(self._context, self.namespace)
         return KubernetesCluster(access.api, settings, self.namespace)
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
-import os
 import secrets
-import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,117 +14,57 @@ import pytest
 
 from cli.clusters.kubernetes import KubernetesCluster
 from cli.clusters.kubernetes_api import Access, ApiError
-from tests.e2e.real import images, own_namespace, port_forward, wait_for
+from tests.e2e.project import EXPORT, Project
+from tests.e2e.real import kubectl, need_images, own_namespace, port_forward, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
-ROOT = Path(__file__).resolve().parents[2]
-EXPORT = ROOT / "examples" / "channel"
-SMALL = 'cpu = "250m", memory = "2Gi", gpu = 0'
-
-
-class Project:
-    """A folder with a bugurt.toml, and the command line in it."""
-
-    def __init__(self, folder: Path, access: Access, env: dict[str, str]) -> None:
-        self.folder = folder
-        self.access = access
-        self.env = env
-        self.core = f"/api/v1/namespaces/{access.namespace}"
-
-    def bugurt(self, *args: str, code: int | None = 0, timeout: float = 1200) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "cli.main", *args],
-            cwd=self.folder,
-            env={**os.environ, **self.env, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-        assert code is None or done.returncode == code, f"bugurt {' '.join(args)}: {done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def submit(self, name: str, *args: str) -> None:
-        options = ("--source", str(EXPORT), "--profile", "bugurt", "--model", "scratch:tiny", "--name", name)
-        self.bugurt("submit", "pipeline", *options, *args)
-
-    def pods(self, run: str, component: str) -> list[dict[str, Any]]:
-        chosen = f"app.kubernetes.io/instance={run},app.kubernetes.io/component={component}"
-        found: list[dict[str, Any]] = self.access.api.request(
-            "GET", f"{self.core}/pods", query={"labelSelector": chosen}
-        )["items"]
-        return found
-
-    def running(self, run: str, component: str) -> dict[str, Any]:
-        """A pod of a stage that runs."""
-
-        def look() -> dict[str, Any] | None:
-            pods = self.pods(run, component)
-            return next((p for p in pods if p["status"]["phase"] == "Running"), None)
-
-        found: dict[str, Any] = wait_for(f"a running pod of {component}", look, 900)
-        return found
-
-    def done(self, run: str, state: str = "succeeded") -> dict[str, Any]:
-        """The run's status once it has ended."""
-
-        def look() -> dict[str, Any] | None:
-            found: dict[str, Any] = json.loads(self.bugurt("status", run, "--json", code=None) or "{}")
-            if found.get("state") in ("succeeded", "failed", "cancelled"):
-                return found
-            return None
-
-        found: dict[str, Any] = wait_for(f"the end of {run}", look, 1500)
-        assert found["state"] == state, found
-        return found
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """`bugurt install --dev` in a namespace of our own, and the bucket forwarded to here."""
-    registry, tag = images()
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is needed to reach the bucket in the cluster")
+    program = kubectl()
     if not EXPORT.exists():
         pytest.skip("the sample export is not there")
     folder = tmp_path_factory.mktemp("project")
     with own_namespace() as access:
-        (folder / "bugurt.toml").write_text(
-            f'[s3]\nbucket = "bugurt"\nendpoint_in_cluster = "http://bugurt-bucket:9000"\n'
-            f'[cluster]\nkind = "kubernetes"\nnamespace = "{access.namespace}"\n'
-            f'registry = "{registry}"\ntag = "{tag}"\n'
-            + "".join(f"{stage} = {{ {SMALL} }}\n" for stage in ("scrape", "preprocess", "train", "generate"))
-        )
-        found = Project(folder, access, {})
+        if not _volumes(access):
+            pytest.skip("the cluster has no default StorageClass, which the trial's S3 server needs for its volume")
+        registry, tag = need_images(access)
+        found = Project(folder, access)
+        found.settle_in("bugurt", registry, tag)
         found.bugurt("install", "--dev")
-        assert "changed" not in found.bugurt("install", "--dev", "--json")
         data = access.api.request("GET", f"{found.core}/secrets/bugurt-s3")["data"]
-        import base64
-
         found.env = {n: base64.b64decode(v).decode() for n, v in data.items()}
-        with port_forward(kubectl, access.namespace, "bugurt-bucket", 9000) as url:
+        _wait_for_the_bucket(access)
+        with port_forward(program, access.namespace, "bugurt-bucket", 9000) as url:
             found.env["BUGURT_S3_ENDPOINT"] = url
             yield found
 
 
+def _volumes(access: Access) -> bool:
+    mark = "storageclass.kubernetes.io/is-default-class"
+    classes = access.api.request("GET", "/apis/storage.k8s.io/v1/storageclasses").get("items") or []
+    return any((c["metadata"].get("annotations") or {}).get(mark) == "true" for c in classes)
+
+
+def _wait_for_the_bucket(access: Access) -> None:
+    """Until the S3 server takes connections; else say what its pod says."""
+    core = f"/api/v1/namespaces/{access.namespace}"
+    path = f"/apis/apps/v1/namespaces/{access.namespace}/deployments/bugurt-bucket"
+    try:
+        wait_for("the S3 server", lambda: access.api.request("GET", path)["status"].get("availableReplicas"), 300)
+    except AssertionError as error:
+        chosen = {"labelSelector": "app.kubernetes.io/component=s3"}
+        pods = access.api.request("GET", f"{core}/pods", query=chosen)["items"]
+        claim = access.api.request("GET", f"{core}/persistentvolumeclaims/bugurt-bucket")["status"]
+        raise AssertionError(f"{error}: its claim {claim}, its pods {[p['status'] for p in pods]}") from error
+
+
 def test_doctor_finds_everything_in_order(project: Project) -> None:
-    found = json.loads(project.bugurt("doctor", "--json"))
-    assert not [f for f in found if f["result"] == "fail"], found
-
-
-def test_the_server_accepts_all_that_is_printed(project: Project) -> None:
-    options = ("--source", str(EXPORT), "--model", "scratch:tiny", "--set", "generate.shards=3", "--dry-run")
-    for text in (project.bugurt("install", "--dev", "--dry-run"), project.bugurt("submit", "pipeline", *options)):
-        done = subprocess.run(
-            ["kubectl", "apply", "--dry-run=server", "-n", project.access.namespace, "-f", "-"],
-            input=text,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert "would violate PodSecurity" not in done.stderr
+    found = json.loads(project.bugurt("doctor", "--json", code=None))
+    # The registry may be asked for images that were loaded into the nodes and are not in it.
+    assert not [f for f in found if f["result"] == "fail" and f["check"] != "images"], found
 
 
 def test_a_whole_run_and_the_same_again_on_one_machine(project: Project, tmp_path: Path) -> None:
@@ -136,12 +73,18 @@ def test_a_whole_run_and_the_same_again_on_one_machine(project: Project, tmp_pat
     assert time.monotonic() - began < 30  # the command itself; the API's time is the cluster's
     status = project.done("whole")
     batch = next(s["artifact"] for s in status["stages"] if s["stage"] == "generate")
-    jobs = KubernetesCluster(project.access.api, _settings(project), project.access.namespace).list("whole")
+    cluster = KubernetesCluster(project.access.api, _settings(project), project.access.namespace)
+
+    def over() -> Any:
+        jobs = cluster.list("whole")  # the run has ended before its driver's pod has
+        return jobs if all(j.state.finished for j in jobs) else None
+
+    jobs = wait_for("the end of all Jobs", over, 120)
     assert {j.component for j in jobs} == {"driver", "scrape", "preprocess", "train", "generate"}
-    assert all(j.exit_code == 0 for j in jobs)
+    assert all(j.exit_code == 0 for j in jobs), jobs
     theirs = _posts(project, batch)
     # The same pipeline as processes of this machine: the same ids, and (on CPUs of the same kind) the same posts.
-    local = Project(tmp_path, project.access, {})
+    local = Project(tmp_path, project.access)
     local.submit("whole", "--count", "20", "--set", "train.max_steps=60", "--wait")
     status = json.loads(local.bugurt("status", "whole", "--json"))
     assert next(s["artifact"] for s in status["stages"] if s["stage"] == "generate") == batch
@@ -153,10 +96,16 @@ def test_a_whole_run_and_the_same_again_on_one_machine(project: Project, tmp_pat
 def test_killed_pods_of_every_stage_and_a_killed_driver(project: Project) -> None:
     run = "killed"
     project.submit(run, "--count", "20", "--set", "train.max_steps=400", "--force")
+    killed = []
     for component in ("scrape", "driver", "preprocess", "train", "driver", "generate"):
         pod = project.running(run, component)
+        if pod is None:
+            continue  # it was quicker than we are
         path = f"{project.core}/pods/{pod['metadata']['name']}"
-        project.access.api.request("DELETE", path, query={"gracePeriodSeconds": "0"})
+        # One second, then SIGKILL. With none at all the API server forgets a pod before its node has stopped it.
+        project.access.api.request("DELETE", path, query={"gracePeriodSeconds": "1"})
+        killed.append(component)
+    assert killed.count("driver") == 2 and "train" in killed
     project.done(run)
 
 
@@ -165,6 +114,7 @@ def test_an_evicted_training_goes_on_where_it_was(project: Project) -> None:
     settings = ("--set", "train.max_steps=3000", "--set", "train.checkpoint_minutes=0.2", "--force")
     project.submit(run, "--count", "10", *settings)
     pod = project.running(run, "train")
+    assert pod is not None
     wait_for("progress of training", lambda: "step" in project.bugurt("logs", run, "train", code=None), 300)
     meta = {"name": pod["metadata"]["name"], "namespace": project.access.namespace}
     body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": meta}

@@ -38,7 +38,8 @@ def rows_of(texts: list[str], folder: Path) -> Rows:
         write_arrow(table, folder / f"kept-{number:05d}.arrow")
         files += [number] * len(part)
         rows += range(len(part))
-    return Rows(folder, "kept", np.array(files, np.int64), np.array(rows, np.int64))
+    sizes = np.array([len(t.encode()) + len(normalise(t).encode()) for t in texts], np.int64)
+    return Rows(folder, "kept", np.array(files, np.int64), np.array(rows, np.int64), sizes)
 
 
 def digests_of(texts: list[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ from jobs.preprocess.tokenizer import train_bpe
 from jobs.record import Post
 from jobs.scrape.parquet import write_shard
 from jobs.similarity import jaccard, shingles
-from jobs.specs import ConfigError, DataError, PreprocessSpec, SpecError
+from jobs.specs import ConfigError, DataError, Interrupted, PreprocessSpec, SpecError
 from jobs.stage import StageContext
 from jobs.style import Style
 from tests.conftest import RunStage
@@ -497,6 +497,32 @@ def test_a_tokenizer_is_made_for_the_last_selection_only(
     manifest = run_here(store, SPEC, tmp_path / "work")
     assert len(made) == 2
     assert len(made[-1]) == manifest.counts["train"]
+
+
+def test_a_signal_does_not_wait_for_the_tokenizer(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On words that hardly repeat training takes many seconds, and nothing can end it before its time."""
+    upload(store, channel(200), tmp_path)
+    go_on, begun = threading.Event(), threading.Event()
+
+    def training(*args: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        done.set()
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        assert begun.wait(60)
+        raise Interrupted("interrupted by a signal")
+
+    done = threading.Event()
+    monkeypatch.setattr(pipeline, "train_bpe", training)
+    monkeypatch.setattr(pipeline, "write_excluded", interrupted)
+    with pytest.raises(Interrupted):
+        run_here(store, SPEC, tmp_path / "work")
+    assert not done.is_set()
+    go_on.set()
+    assert done.wait(60)
 
 
 def test_a_step_in_two_pieces_is_the_sum_of_them() -> None:
