@@ -227,6 +227,7 @@ def test_another_bucket_than_the_embedded_one(project: Project, s3_env: dict[str
 
 def test_the_server_starts_once_keeps_its_keys_and_stops(project: Project) -> None:
     state = project.folder / ".bugurt"
+    (state / "bucket").mkdir(parents=True)  # something was begun here: who only looks at a new folder starts no server
     commands = [subprocess.Popen([sys.executable, "-m", "cli.main", "runs"], cwd=project.folder, env=project.env,
                                  stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(4)]  # fmt: skip
     assert [c.wait(60) for c in commands] == [0] * 4
