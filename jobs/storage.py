@@ -145,7 +145,7 @@ def translate(error: BaseException, doing: str, settings: S3Settings) -> BugurtE
         )
     if isinstance(cause, _BAD_SETTINGS):
         return ConfigError(f"{doing}: {_one_line(cause)}")
-    if isinstance(cause, ValueError):  # botocore's word for an endpoint or a bucket name that is not one
+    if isinstance(cause, ValueError | bx.EndpointProviderError):  # an endpoint or a bucket name that is none
         return ConfigError(f"{doing}: {_one_line(cause)}; look at BUGURT_S3_ENDPOINT and BUGURT_S3_BUCKET")
     if isinstance(cause, bx.EndpointConnectionError | bx.ConnectTimeoutError | bx.ProxyConnectionError):
         return TemporaryError(f"{doing}: cannot reach the S3 server at {where}; is it up, and the address right?")

@@ -333,6 +333,7 @@ def test_what_cannot_work_however_often_it_is_tried() -> None:
         bx.UnauthorizedSSOTokenError(),
         bx.ConfigParseError(path="p"),
         bx.NoRegionError(),
+        bx.EndpointProviderError(msg="Custom endpoint `ftp://x` was not a valid URI"),
     ):
         assert translate(cause, "connecting", S3Settings("b")).exit_code == ExitCode.BAD_CONFIG
     assert translate(bx.ReadTimeoutError(endpoint_url="u"), "x", S3Settings("b")).exit_code == ExitCode.TRY_AGAIN
