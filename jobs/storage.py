@@ -182,7 +182,9 @@ def _client_error(error: bx.ClientError, doing: str, settings: S3Settings) -> Bu
         return DataError(f"{doing}: the object is shorter than it should be")
     if code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage") or status == 507:
         return TemporaryError(f"{doing}: the storage behind {where} is full; free some space and try again")
-    return TemporaryError(f"{doing}: {where} answered {code or status}: {_one_line(error)}")
+    # All that rclone's server says of a full disk, and of other troubles of its own.
+    hint = "; is the server's disk full?" if code == "InternalError" else ""
+    return TemporaryError(f"{doing}: {where} answered {code or status}: {_one_line(error)}{hint}")
 
 
 class Bucket:
