@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
+from cli.estimate import SCRATCH
 from cli.settings import Settings
 from jobs.artifacts import ArtifactStore
 from jobs.specs import (
@@ -110,8 +112,23 @@ def build_run(
         _agree(specs["preprocess"], specs["train"])
     for stage in stages:
         specs[stage] = parse_spec(SPECS[stage], specs[stage], stage)
+    _check_names(specs)
     specs["also"] = tuple(parse_spec(ScrapeSpec, fields, "scrape") for fields in others)
     return parse_spec(RunSpec, specs, "the run")
+
+
+def _check_names(specs: Mapping[str, Any]) -> None:
+    """Raises SpecError for a built-in profile or model that is none: here, and not after hours of scraping."""
+    for model in {specs[s].model for s in ("preprocess", "train") if s in specs}:
+        if model.startswith("scratch:") and model.removeprefix("scratch:") not in SCRATCH:
+            raise SpecError(f"model: {model!r} is not known; write {' or '.join(f'scratch:{s}' for s in SCRATCH)}")
+    spec = specs.get("preprocess")
+    if spec is None or spec.profile_file is not None:
+        return
+    folder = resources.files("jobs") / "preprocess" / "profiles"
+    if not (folder / f"{spec.profile}.toml").is_file():
+        names = sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+        raise SpecError(f"there is no profile {spec.profile!r}; give {', '.join(names)}, or a profile's .toml file")
 
 
 def _set(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _fitted(thing: Object, settings: Settings, namespace: str) -> Object:
     if (thing["kind"], thing["metadata"]["name"]) == ("LocalQueue", "bugurt") and settings.cluster.queue:
         thing["metadata"]["name"] = settings.cluster.queue
     if thing["kind"] == "Deployment":
-        from cli import __version__
+        from jobs import __version__
 
         pod = thing["spec"]["template"]["spec"]
         tag = settings.cluster.tag or __version__.replace("+", "-")

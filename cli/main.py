@@ -43,7 +43,7 @@ app = typer.Typer(
 
 def _version(show: bool) -> None:
     if show:
-        from cli import __version__
+        from jobs import __version__
 
         typer.echo(f"bugurt {__version__}")
         raise typer.Exit

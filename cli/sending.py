@@ -205,7 +205,8 @@ def finish(
     if found.state != "succeeded":
         say(f"error: {found.message or 'the run did not succeed'}", err=True)
         if not OPTIONS.quiet:
-            next_commands(f"bugurt logs {run}", f"bugurt rerun {run}")
+            useless = found.exit_code in (64, 65)  # the same spec and data would end in the same way
+            next_commands(f"bugurt logs {run}", *([] if useless else [f"bugurt rerun {run}"]))
         raise typer.Exit(found.exit_code or 70)
     if screen is None and not OPTIONS.quiet:
         batch = next((r.artifact for r in found.rows if r.stage == "generate"), None)

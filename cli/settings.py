@@ -7,13 +7,14 @@ environment, in a Kubernetes Secret, or in a file of mode 0600 that bugurt write
 from __future__ import annotations
 
 import logging
+import os
 import tomllib
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from jobs.specs import ConfigError, describe
 
@@ -139,7 +140,7 @@ def load(file: Path | None = None) -> Settings:
     data: dict[str, Any] = {}
     if file is not None:
         try:
-            data = tomllib.loads(file.read_text(encoding="utf-8"))
+            data = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read {file}: {error}") from error
         except tomllib.TOMLDecodeError as error:
@@ -162,4 +163,25 @@ def load(file: Path | None = None) -> Settings:
     try:
         return Settings(**data)
     except ValidationError as error:
-        raise ConfigError(describe(error, str(file or "the BUGURT_* environment"))) from error
+        place = [str(part) for part in error.errors()[0]["loc"]]
+        raise ConfigError(describe(error, _variable(place) or str(file or "the BUGURT_* environment"))) from error
+    except (SettingsError, RecursionError) as error:
+        raise ConfigError(_unreadable(error)) from error
+
+
+def _variable(place: list[str]) -> str | None:
+    """The variable of the environment that a field's value came from; None where it came from elsewhere."""
+    named = {name.upper(): name for name in os.environ}
+    for depth in (2, 1):  # BUGURT_CLUSTER_TRAIN holds the field train.gpu, as JSON
+        name = "_".join(("bugurt", *place[:depth])).upper()
+        if len(place) >= depth and name in named:
+            return named[name]
+    return None
+
+
+def _unreadable(error: Exception) -> str:
+    """One sentence for a variable that should hold a table and holds no JSON."""
+    text = getattr(error.__cause__, "doc", None)  # what the JSON reader was given
+    names = [n for n, value in os.environ.items() if value == text and n.upper().startswith("BUGURT_")]
+    shown = f" (got {text[:80]!r})" if text else ""
+    return f"{names[0] if names else 'the BUGURT_* environment'}: a table must be written as JSON{shown}"

@@ -39,6 +39,11 @@ class Source:
         return self.file.parent.name if self.file.name == "result.json" else self.file.stem
 
 
+def legible(text: str) -> str:
+    """A name as it can be stored: bytes that are no UTF-8, as old archives leave them in names, become ``?``."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def channel_key(channel: str) -> str:
     """The same text for all ways to write a public channel: ``@Name``, ``t.me/name``, ``https://t.me/name/``."""
     found = _NAME.match(channel)
@@ -69,22 +74,32 @@ def parse_source(text: str) -> Source:
     if path.is_dir():
         found = path / "result.json"
         if not found.is_file():
-            hint = (
-                "it holds an HTML export: export again and choose the format 'machine-readable JSON'"
-                if list(path.glob("messages*.html"))
-                else "choose the folder that Telegram Desktop made, with result.json in it"
-            )
-            raise SpecError(f"there is no result.json in {text}; {hint}")
+            raise SpecError(f"there is no result.json in {text}; {_instead(path)}")
         if not found.resolve().is_relative_to(path.resolve()):  # in a folder from elsewhere it may lead to a secret
             raise SpecError(f"{found} is a link to {found.resolve()}, out of the folder; give the file itself")
         return Source(text, file=found)
     if not path.exists():
         raise SpecError(f"source {text!r}: no such file or folder, and not a channel (@name, https://t.me/name)")
+    if path.suffix.lower() in (".html", ".htm"):
+        raise SpecError(f"source {text!r} is an HTML page; {_AGAIN}")
     if path.suffix.lower() not in _NAMES or path.suffix.lower() == ".toml":
         raise SpecError(f"source {text!r}: give an export (.json, .zip, a folder), .jsonl or .txt")
     if not path.is_file():  # a pipe or a device may never end
         raise SpecError(f"source {text!r} is no ordinary file; save what it gives and hand that in")
     return Source(text, file=path)
+
+
+_AGAIN = "export again and choose the format 'machine-readable JSON'"
+
+
+def _instead(folder: Path) -> str:
+    """What to do where a folder is no export."""
+    if any(folder.glob("messages*.html")):
+        return f"it holds an HTML export: {_AGAIN}"
+    inner = sorted(folder.glob("*/result.json"))[:3]  # Desktop puts each export into a folder of its own
+    if inner:
+        return "give one of the exports in it: " + ", ".join(str(found.parent) for found in inner)
+    return "choose the folder that Telegram Desktop made, with result.json in it"
 
 
 @dataclass(frozen=True)
@@ -147,5 +162,6 @@ def upload(store: ArtifactStore, file: Path) -> str:
             if entry.sha256 != found.sha256:
                 raise DataError(f"{file} changed while it was uploaded; try again when nobody writes to it")
             lease.ensure(ask=True)
-            writer.commit(stage="upload", spec=found.identity, counts={"bytes": found.size}, info={"name": file.name})
+            info = {"name": legible(file.name)}
+            writer.commit(stage="upload", spec=found.identity, counts={"bytes": found.size}, info=info)
     return ref

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from cli import __version__
 from cli.clusters.base import Cluster, JobRequest
 from cli.run_page import RunPage
 from cli.runs import (
@@ -23,8 +22,9 @@ from cli.runs import (
     with_input,
 )
 from cli.settings import Settings
-from cli.sources import channel_key
+from cli.sources import channel_key, legible
 from cli.view import driver_job
+from jobs import __version__
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.specs import CHAIN, MAKES, AnyStageSpec, DataError, RunSpec, ScrapeSpec, StageName
 
@@ -149,8 +149,8 @@ def record_for(
     record = RunRecord(
         run=run,
         spec=spec,
-        source=source,
-        owner=owner,
+        source=legible(source),
+        owner=legible(owner),
         force=force,
         created=now,
         submitted=now,

@@ -128,14 +128,19 @@ async def _by_qr(client: Any, show_qr: Say) -> None:
                 return
 
 
-async def who(values: dict[str, str]) -> Account | None:
-    """Whose the saved session is; None when it is not logged in (any more)."""
-    client = make_client(
+def _saved_client(values: dict[str, str]) -> Any:
+    """A client, not yet connected, of the saved session."""
+    return make_client(
         StringSession(values["BUGURT_TELEGRAM_SESSION"]),
         int(values["BUGURT_TELEGRAM_API_ID"]),
         values["BUGURT_TELEGRAM_API_HASH"],
         values.get("BUGURT_TELEGRAM_PROXY"),
     )
+
+
+async def who(values: dict[str, str]) -> Account | None:
+    """Whose the saved session is; None when it is not logged in (any more)."""
+    client = _saved_client(values)
     try:
         await client.connect()
         me = await client.get_me()
@@ -149,12 +154,7 @@ async def who(values: dict[str, str]) -> Account | None:
 
 async def log_out(values: dict[str, str]) -> bool:
     """End the session at Telegram; False when it had ended already."""
-    client = make_client(
-        StringSession(values["BUGURT_TELEGRAM_SESSION"]),
-        int(values["BUGURT_TELEGRAM_API_ID"]),
-        values["BUGURT_TELEGRAM_API_HASH"],
-        values.get("BUGURT_TELEGRAM_PROXY"),
-    )
+    client = _saved_client(values)
     try:
         await client.connect()
         if await client.get_me() is None:

@@ -125,7 +125,8 @@ def _row(store: ArtifactStore, record: RunRecord, step: str, status: StageStatus
         message = str(next((r["message"] for r in reports if r.get("state") == "running"), ""))
     lefts = [float(v) for r in reports if isinstance(v := r.get("metrics", {}).get("seconds_left"), int | float)]
     end = status.finished or datetime.now(UTC)
-    running = live and job is not None and job.state is JobState.RUNNING
+    # One that has ended is running until the driver has seen its end; it does not wait for anything any more.
+    running = live and job is not None and job.state not in (JobState.PENDING, JobState.SUSPENDED)
     return StageRow(
         stage=step,
         state="running" if running else status.state,

@@ -74,7 +74,8 @@ border-top:3px solid var(--dim);border-radius:.5rem;padding:.5rem .7rem}
 .flow i{font-style:normal;font-weight:600;font-size:.85rem;color:var(--dim)}
 .posts{columns:20rem;column-gap:1rem}
 .posts pre{break-inside:avoid;max-height:none;margin:0 0 1rem}
-@media (max-width:44rem){h1{font-size:1.35rem}.flow{flex-flow:column}.flow li{flex:none}
+@media (max-width:44rem){h1{font-size:1.25rem}.flow{flex-flow:column}.flow li{flex:none}
+.flow a{display:inline-block;padding:.4rem .8rem .4rem 0}
 .flow li+li::before{content:"↓";left:50%;top:-1.55rem;transform:translateX(-50%)}}
 @media print{pre{max-height:none}}
 """

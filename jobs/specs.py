@@ -458,6 +458,8 @@ def describe(error: ValidationError, where: str) -> str:
     first = errors[0]
     place = " ".join(".".join(str(p)[:60] for p in first["loc"][:8]).split())  # names may be anybody's, and any length
     message = re.sub(r"^Value error, ", "", first["msg"])
+    message = re.sub(r"a valid dictionary( or instance of \w+)?", "a table of fields", message)
+    message = message.replace("a valid tuple", "a list")
     value = first.get("input")
     if first["type"] == "extra_forbidden":
         message = "unknown field"

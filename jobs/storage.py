@@ -145,7 +145,7 @@ def translate(error: BaseException, doing: str, settings: S3Settings) -> BugurtE
         )
     if isinstance(cause, _BAD_SETTINGS):
         return ConfigError(f"{doing}: {_one_line(cause)}")
-    if isinstance(cause, ValueError):  # botocore's word for an endpoint or a bucket name that is not one
+    if isinstance(cause, ValueError | bx.EndpointProviderError):  # an endpoint or a bucket name that is none
         return ConfigError(f"{doing}: {_one_line(cause)}; look at BUGURT_S3_ENDPOINT and BUGURT_S3_BUCKET")
     if isinstance(cause, bx.EndpointConnectionError | bx.ConnectTimeoutError | bx.ProxyConnectionError):
         return TemporaryError(f"{doing}: cannot reach the S3 server at {where}; is it up, and the address right?")
@@ -182,7 +182,9 @@ def _client_error(error: bx.ClientError, doing: str, settings: S3Settings) -> Bu
         return DataError(f"{doing}: the object is shorter than it should be")
     if code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage") or status == 507:
         return TemporaryError(f"{doing}: the storage behind {where} is full; free some space and try again")
-    return TemporaryError(f"{doing}: {where} answered {code or status}: {_one_line(error)}")
+    # All that rclone's server says of a full disk, and of other troubles of its own.
+    hint = "; is the server's disk full?" if code == "InternalError" else ""
+    return TemporaryError(f"{doing}: {where} answered {code or status}: {_one_line(error)}{hint}")
 
 
 class Bucket:

@@ -206,7 +206,8 @@ def test_one_moment_makes_one_id() -> None:
         ("generate", {"min_characters": 9, "max_characters": 8}, "'min_characters' must not exceed"),
         ("generate", {"count": 0, "seed": -1}, "; and 1 more"),
         ("generate", {"prompts": ["\ud800"]}, "prompts.0: "),
-        ("generate", [], "Input should be a valid dictionary"),
+        ("generate", [], "Input should be a table of fields"),
+        ("generate", {"prompts": "x"}, "prompts: Input should be a list (got 'x')"),
     ],
 )
 def test_one_sentence_says_what_is_wrong(stage: StageName, data: Any, sentence: str) -> None:

@@ -327,12 +327,19 @@ def test_what_servers_say(code: str, status: int, kind: type[BugurtError]) -> No
     assert "\n" not in str(error)
 
 
+def test_an_error_inside_the_server_may_be_its_disk() -> None:
+    answer = {"Error": {"Code": "InternalError", "Message": "Internal Error"}}
+    error = translate(bx.ClientError(answer, "PutObject"), "uploading x", S3Settings("b"))  # type: ignore[arg-type]
+    assert error.exit_code == ExitCode.TRY_AGAIN and str(error).endswith("; is the server's disk full?")
+
+
 def test_what_cannot_work_however_often_it_is_tried() -> None:
     for cause in (
         bx.ProfileNotFound(profile="p"),
         bx.UnauthorizedSSOTokenError(),
         bx.ConfigParseError(path="p"),
         bx.NoRegionError(),
+        bx.EndpointProviderError(msg="Custom endpoint `ftp://x` was not a valid URI"),
     ):
         assert translate(cause, "connecting", S3Settings("b")).exit_code == ExitCode.BAD_CONFIG
     assert translate(bx.ReadTimeoutError(endpoint_url="u"), "x", S3Settings("b")).exit_code == ExitCode.TRY_AGAIN

@@ -24,10 +24,12 @@ def held_out(
     """
     sizes = np.bincount(cluster, minlength=len(names))
     if len(sizes) < 2:
-        raise DataError(
-            "a dataset needs at least two different posts, one to train on and one to hold out; this one has "
-            f"{len(cluster)} of one kind"
+        these = (
+            "there is one alone (in a file of text an empty line parts posts)"
+            if len(cluster) == 1
+            else f"these {len(cluster)} are all alike"
         )
+        raise DataError(f"a dataset needs at least two different posts, one to train on and one to hold out; {these}")
     target = max(1, round(share * len(cluster)))
     if how == "hash":
         ranks = np.array([_hash(name, seed) for name in names], np.uint64)

@@ -64,6 +64,8 @@ def find_chat(opener: Opener, where: str, wanted: str | None) -> Chat:
     if not chats and any(section in keys for section in SECTIONS):
         raise DataError(f"{where} is an account's export without a chat; choose 'Public channels' when you export")
     if not chats:
+        if "messages" in keys:
+            raise DataError(f"{where}: 'messages' is no list; export the channel's history again")
         found = f"its fields are {', '.join(keys[:8])}" if keys else "it is not a JSON object with fields"
         raise DataError(
             f"{where} is no Telegram Desktop export in JSON: it has no 'messages' ({found}); "
@@ -139,7 +141,7 @@ def _broken(opener: Opener, where: str, error: Exception) -> DataError:
             return DataError(f"{where} is in UTF-16 or is no text at all; export again, or save it as UTF-8")
     said = error.args[0] if error.args else ""  # ijson gives bytes where it cannot decode them
     text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(error)
-    reason = text.strip().splitlines()[0].strip() if text.strip() else "broken JSON"
+    reason = text.strip().splitlines()[0].strip(" .") if text.strip() else "broken JSON"
     place = locate(opener)
     if place is None:
         return DataError(f"{where} is not valid JSON: {reason}")

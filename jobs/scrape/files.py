@@ -50,6 +50,8 @@ def run(ctx: Context) -> str | None:
         "title": found.name,
     }
     out.commit(info=info, base=base)
+    if found.kind == "text" and met == 1:
+        ctx.log.warning("all of %s is one post: an empty line parts posts, or the line that 'separator' names", where)
     ctx.log.info("%d posts and %d service messages from %s", out.counts["posts"], out.counts["service"], where)
     return None
 

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 
 from cli.assemble import build_run, mirrored_ref, parse_settings
+from cli.estimate import SCRATCH
 from cli.runs import run_name, slug, with_input
 from cli.settings import Settings
 from jobs.artifacts import ArtifactStore
+from jobs.preprocess.profile import builtin_names
 from jobs.specs import RUN_NAME, STAGES, RunSpec, ScrapeSpec, SpecError, TrainSpec
+from jobs.train.models import SHAPES
 
 REF = "source/" + "a" * 20
 
@@ -112,3 +115,25 @@ def test_ids_of_chats_and_channels_are_text_although_they_look_like_numbers(stor
     for field, value in (("chat", "1234567890"), ("channel", "-1001234567890")):
         spec = build_run(store, Settings(), ("scrape",), {}, [f"scrape.{field}={value}"])
         assert getattr(spec.scrape, field) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"preprocess": {"profile": "nonsuch"}}, "no profile 'nonsuch'; give bugurt, plain, or a profile's .toml"),
+        ({"preprocess": {"profile": "custom"}}, "no profile 'custom'"),
+        ({"train": {"model": "scratch:huge"}}, "'scratch:huge' is not known; write scratch:tiny or scratch:small"),
+    ],
+)
+def test_a_name_that_is_built_in_nowhere_is_told_before_anything_runs(
+    store: ArtifactStore, given: dict[str, dict[str, Any]], words: str
+) -> None:
+    with pytest.raises(SpecError, match=words):
+        build(store, given)
+
+
+def test_the_names_that_are_checked_are_those_that_the_stages_know(store: ArtifactStore) -> None:
+    assert set(SHAPES) == set(SCRATCH)
+    for name in builtin_names():
+        build(store, {"preprocess": {"profile": name}})
+    build(store, {"preprocess": {"profile": "custom", "profile_file": REF}})

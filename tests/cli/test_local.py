@@ -75,6 +75,7 @@ def test_bad_data_fails_at_once_with_its_sentence_and_code(project: Project) -> 
     (project.folder / "broken.json").write_text('{"messages": [', encoding="utf-8")
     said = project.fails(65, "submit", "scrape", "--source", "broken.json", "--wait")
     assert "broken.json" in said
+    assert "bugurt logs broken-" in said and "rerun" not in said, "it would fail in the same way"
     (run,) = project.json("runs")
     assert run["state"] == "failed"
     status = project.json("status", run["run"])

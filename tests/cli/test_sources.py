@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from cli.runs import load_record, save_record
+from cli.settings import Settings
 from cli.sources import parse_source, upload
+from cli.submission import record_for
 from jobs.artifacts import ArtifactStore
-from jobs.specs import DataError, SpecError
+from jobs.specs import DataError, RunSpec, ScrapeSpec, SpecError
+
+SOURCE = "source/" + "a" * 20
 
 
 @pytest.mark.parametrize(
@@ -44,6 +49,8 @@ def test_files_and_folders(tmp_path: Path) -> None:
         (lambda p: p / "missing", "no such file"),
         (lambda p: p, "no result.json"),
         (lambda p: _with(p, "messages.html"), "HTML export"),
+        (lambda p: _with(p, "messages.html") / "messages.html", "is an HTML page; export again"),
+        (lambda p: _with(p / "ChatExport", "result.json").parent, "give one of the exports in it: .*ChatExport$"),
         (lambda p: _with(p, "x.pdf") / "x.pdf", "give an export"),
         (lambda p: _with(p, "x.toml") / "x.toml", "give an export"),
         (lambda p: _pipe(p / "x.txt"), "no ordinary file"),
@@ -80,6 +87,7 @@ def test_links_that_the_user_names_are_followed(tmp_path: Path) -> None:
 
 
 def _with(folder: Path, name: str) -> Path:
+    folder.mkdir(exist_ok=True)
     (folder / name).write_text("x")
     return folder
 
@@ -93,6 +101,17 @@ def test_the_same_content_is_uploaded_once_whatever_it_is_called(store: Artifact
     assert upload(store, second) == ref and store.manifest(ref).created == before
     assert upload(store, other) != ref, "another kind of file is another source"
     assert store.manifest(ref).info["name"] == "one.txt"
+
+
+def test_names_that_are_no_utf_8_can_be_stored(store: ArtifactStore, tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode("пост.txt".encode("cp1251"))  # as an archive from Windows leaves it
+    file.write_text("ПОСТ")
+    assert store.manifest(upload(store, file)).info["name"] == "????.txt"
+    record, _ = record_for(store, Settings(root=tmp_path, owner="\udcff"), RunSpec(scrape=ScrapeSpec(source=SOURCE)),
+                           label="post", source=str(file), force=False, name=None)  # fmt: skip
+    save_record(store, record)
+    assert load_record(store, record.run).source.endswith("/????.txt")
+    assert load_record(store, record.run).owner == "?"
 
 
 def test_an_empty_file_is_refused(store: ArtifactStore, tmp_path: Path) -> None:

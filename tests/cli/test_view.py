@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from cli.view import _describe
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from cli.clusters.base import JobState, JobStatus
+from cli.runs import RunRecord, StageStatus
+from cli.view import _describe, _row
+from jobs.artifacts import ArtifactStore
+from jobs.specs import RunSpec, ScrapeSpec
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def test_a_training_shows_where_it_is_how_good_and_how_fast() -> None:
@@ -35,3 +46,14 @@ def test_shards_are_summed() -> None:
     ]
     assert _describe([*reports, {}]) == "30 of 100 posts, 12.5 posts/s"
     assert _describe([{}]) == ""
+
+
+@pytest.mark.parametrize("state", [JobState.RUNNING, JobState.FAILED, JobState.SUCCEEDED])
+def test_a_job_that_began_or_ended_does_not_wait(store: ArtifactStore, state: JobState) -> None:
+    """The driver saw it pending and has not looked since."""
+    record = RunRecord(run="cats", spec=RunSpec(scrape=ScrapeSpec(source="source/" + "a" * 20)), source="cats.json",
+                       created=NOW, submitted=NOW, code_version="1")  # fmt: skip
+    seen = StageStatus(state="waiting", job="cats-scrape", started=NOW)
+    job = JobStatus(name="cats-scrape", run="cats", component="scrape", state=state)
+    assert _row(store, record, "scrape", seen, job).state == "running"
+    assert _row(store, record, "scrape", seen, replace(job, state=JobState.PENDING)).state == "waiting"

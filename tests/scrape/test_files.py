@@ -193,6 +193,9 @@ def test_json_lines_and_text(store: ArtifactStore, run_stage: RunStage) -> None:
     spec = ScrapeSpec(source=upload(store, "b.txt", "А\n\nБ\n---\nВ\n---\n---\n".encode()), separator="---")
     assert run_stage(spec).code == 0
     assert [r["text"] for r in rows(store, spec.ref())] == ["А\n\nБ", "В"]
+    result = run_stage(ScrapeSpec(source=upload(store, "c.txt", "РАЗ\nДВА\nТРИ".encode())))
+    assert result.code == 0
+    assert "all of c.txt is one post: an empty line parts posts" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -314,6 +317,7 @@ BAD_SOURCES: dict[str, tuple[str, bytes, str]] = {
     "no messages": ("result.json", encode(export([])), "holds no posts"),
     "other json": ("result.json", b'{"posts": [], "x": 1}', "no 'messages' (its fields are posts, x)"),
     "a list": ("result.json", b"[1, 2]", "no 'messages'"),
+    "messages that are no list": ("result.json", b'{"name": "a", "messages": {}}', "'messages' is no list"),
     "cut off": ("result.json", CUT, f"JSON at line {CUT.count(NEWLINE) + 1}, byte {len(CUT)}"),
     "garbage": ("result.json", GOOD.replace(b'"id": 2', b'"id": @'), "not valid JSON at line "),
     "not utf-8": ("result.json", GOOD.decode().encode("cp1251"), "not valid JSON at line 2, byte "),

@@ -1,0 +1,31 @@
+"""Where ``bugurt`` begins: what may go wrong before the command line is there to tell of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line. Ctrl-C ends it without a traceback from the first imports on."""
+    open_streams()
+    try:
+        from cli.main import main as command_line
+    except KeyboardInterrupt:
+        sys.exit(130)
+    command_line()
+
+
+def open_streams() -> None:
+    """Open what the caller closed of the three standard streams.
+
+    Writing to it would fail, and the next file that is opened would take its place, for the children as well.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -1,0 +1,56 @@
+"""The first moments of ``bugurt``: before the command line is there, and with streams that the caller closed."""
+
+from __future__ import annotations
+
+import importlib.abc
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+import pytest
+
+from cli import start
+from tests.conftest import ROOT
+from tests.projects import Project
+
+START = "from cli.start import main; main()"
+
+
+class _Interrupted(importlib.abc.MetaPathFinder):
+    """Ctrl-C while the command line is imported."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname == "cli.main":
+            raise KeyboardInterrupt
+        return None
+
+
+def test_ctrl_c_during_the_imports_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "cli.main", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [_Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as caught:
+        start.main()
+    assert caught.value.code == 130
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_were_closed_are_no_trouble(project: Project, closed: str) -> None:
+    command = f'"$0" -c "{START}" artifacts list {closed}'
+    done = subprocess.run(["bash", "-c", command, sys.executable], cwd=project.folder, capture_output=True, text=True,
+                          env={**project.env, "PYTHONPATH": str(ROOT)}, timeout=60, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "error" not in done.stderr
+
+
+def test_what_is_opened_next_does_not_become_standard_output(project: Project) -> None:
+    code = "from cli.start import open_streams; open_streams(); import os, sys; f = os.open('x', 65); " \
+           "open('found', 'w').write(f'{f} {os.readlink(\"/proc/self/fd/1\")}'); print('lost')"  # fmt: skip
+    subprocess.run(["bash", "-c", '"$0" -c "$1" 0<&- 1>&- 2>&-', sys.executable, code], cwd=project.folder,
+                   env={**project.env, "PYTHONPATH": str(ROOT)}, timeout=60, check=True)  # fmt: skip
+    number, output = (project.folder / "found").read_text().split()
+    assert int(number) > 2 and output == "/dev/null"
+    assert (project.folder / "x").read_bytes() == b""
