@@ -240,36 +240,33 @@ class Generation:
         folder = self.ctx.workdir / "parts"
         folder.mkdir(exist_ok=True)
         tally = Tally()
-        files: list[tuple[int, Path]] = []
         engine = ""
-        across = 0
-        while True:
-            self.draw(rounds[-1])
-            if self.ctx.lease is not None:  # whoever has taken it over may have cleared the parts away
-                self.ctx.lease.ensure(ask=True)
-            self.ctx.progress.update(message="putting the batch together")
-            for part in rounds[-1]:
-                self.ctx.check_stop()
-                manifest = self._fetch(part, folder)
-                tally.merge(Tally.of(manifest.info["tally"]))
-                engine = str(manifest.info["engine"])
-                files.append((part.round, folder / f"{part.name}.jsonl"))
-            merge = Merge(files, self.ctx.workdir / "merge", self.spec.near_duplicates)
-            lost = merge.lost()
-            across = merge.dropped
-            wanted = worth_drawing(lost, self.spec, tally)
-            if not wanted:
-                break
-            log.info("%d posts are near-duplicates of posts in other parts and are drawn again", len(wanted))
-            rounds.append(again(len(rounds), wanted, self.spec.micro_batch))
-        tally.refused["near_duplicate"] += across
-        if not merge.kept.any():
-            raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
-        if self.ctx.force:  # the old manifest must not vouch for the new files
-            self.ctx.store.remove(self.ctx.ref, but=PARTS)
-        Finish(self.ctx, self.model, self.language, self.training).commit(
-            merge, self.plan, tally, engine=engine, rounds=len(rounds)
-        )
+        with Merge(self.ctx.workdir / "merge", self.spec.near_duplicates) as merge:
+            while True:
+                self.draw(rounds[-1])
+                if self.ctx.lease is not None:  # whoever has taken it over may have cleared the parts away
+                    self.ctx.lease.ensure(ask=True)
+                self.ctx.progress.update(message="putting the batch together")
+                for part in rounds[-1]:
+                    self.ctx.check_stop()
+                    manifest = self._fetch(part, folder)
+                    tally.merge(Tally.of(manifest.info["tally"]))
+                    engine = str(manifest.info["engine"])
+                merge.add([folder / f"{part.name}.jsonl" for part in rounds[-1]])
+                lost = merge.lost(merge.rounds - 1)
+                wanted = worth_drawing(lost, self.spec, tally)
+                if not wanted:
+                    break
+                log.info("%d posts are near-duplicates of posts in other parts and are drawn again", len(wanted))
+                rounds.append(again(len(rounds), wanted, self.spec.micro_batch))
+            tally.refused["near_duplicate"] += merge.dropped
+            if not merge.kept.any():
+                raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
+            if self.ctx.force:  # the old manifest must not vouch for the new files
+                self.ctx.store.remove(self.ctx.ref, but=PARTS)
+            Finish(self.ctx, self.model, self.language, self.training).commit(
+                merge, self.plan, tally, engine=engine, rounds=len(rounds)
+            )
 
     def _fetch(self, part: Part, folder: Path) -> Manifest:
         store, ref = self.ctx.store, f"{self.parts}/{part.name}"

@@ -263,6 +263,14 @@ def write_parts(folder: Path, rounds: list[list[list[tuple[int, str, int]]]]) ->
     return files
 
 
+def merged(folder: Path, rounds: list[list[list[tuple[int, str, int]]]], threshold: float = 0.8) -> Merge:
+    merge = Merge(folder / f"merge-{len(rounds)}", threshold)
+    files = write_parts(folder / "p", rounds)
+    for round_ in range(len(rounds)):
+        merge.add([path for number, path in files if number == round_])
+    return merge
+
+
 def indexes(merge: Merge) -> list[int]:
     return [json.loads(line)["index"] for line in merge.lines()]
 
@@ -272,19 +280,25 @@ def test_the_first_of_near_duplicates_stays(tmp_path: Path) -> None:
         [(0, "кот чинит забор у соседа", 1), (1, unlike(1), 1)],
         [(2, unlike(2), 1), (3, "Кот чинит забор у соседа!", 2)],
     ]
-    merge = Merge(write_parts(tmp_path / "p", [first]), tmp_path / "m", 0.8)
+    merge = merged(tmp_path, [first])
     assert indexes(merge) == [0, 1, 2]
-    assert (merge.lost(), merge.dropped) == ({3: 2}, 1)
+    assert (merge.lost(0), merge.dropped) == ({3: 2}, 1)
     # The one drawn anew is no better at first; what is kept already has the right of way whatever its index.
     anew = [[(3, "кот чинит забор у соседа", 3)]]
-    merge = Merge(write_parts(tmp_path / "p", [first, anew]), tmp_path / "m", 0.8)
-    assert (indexes(merge), merge.lost(), merge.dropped) == ([0, 1, 2], {3: 5}, 2)
-    merge = Merge(write_parts(tmp_path / "p", [first, anew, [[(3, unlike(9), 1)]]]), tmp_path / "m", 0.8)
-    assert (indexes(merge), merge.lost()) == ([0, 1, 2, 3], {})
+    merge = merged(tmp_path, [first, anew])
+    assert (indexes(merge), merge.lost(1), merge.dropped) == ([0, 1, 2], {3: 5}, 2)
+    merge = merged(tmp_path, [first, anew, [[(3, unlike(9), 1)]]])
+    assert (indexes(merge), merge.lost(1), merge.lost(2)) == ([0, 1, 2, 3], {}, {})
     assert [json.loads(line)["attempts"] for line in merge.lines()] == [1, 1, 1, 1]
 
 
-def test_merging_equals_the_plain_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("at_once", [7, 64, 1 << 16])
+def test_merging_equals_the_plain_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int, at_once: int
+) -> None:
+    for name in ("_BATCH", "_PIECE", "_SORTED"):  # what is looked at together makes no difference
+        monkeypatch.setattr(f"jobs.generate.merge.{name}", at_once)
     rng = random.Random(8)
     seeds = [unlike(n) + unlike(n + 500) for n in range(30)]
 
@@ -301,14 +315,18 @@ def test_merging_equals_the_plain_way(tmp_path: Path) -> None:
         if not any(jaccard(sets[n], sets[k]) >= 0.7 for k in kept):
             kept.append(n)
     parts = [[(n, texts[n], 1) for n in range(at, at + 30)] for at in range(0, 300, 30)]
-    merge = Merge(write_parts(tmp_path / "p", [parts]), tmp_path / "m", 0.7)
+    step = len(parts) // rounds
+    merge = merged(tmp_path, [parts[at : at + step] for at in range(0, step * rounds, step)], 0.7)
+    kept = [n for n in kept if n < 30 * step * rounds]
     assert 30 <= len(kept) < 200
     assert indexes(merge) == kept
+    assert merge.kept.tolist() == [n in set(kept) for n in range(30 * step * rounds)]
+    assert sorted(merge.lost(0)) == [n for n in range(30 * step * rounds) if n not in set(kept)]
 
 
 def test_merging_nothing(tmp_path: Path) -> None:
-    merge = Merge(write_parts(tmp_path / "p", [[[], []]]), tmp_path / "m", 0.8)
-    assert (list(merge.lines()), merge.lost(), merge.dropped) == ([], {}, 0)
+    merge = merged(tmp_path, [[[], []]])
+    assert (list(merge.lines()), merge.lost(0), merge.dropped) == ([], {}, 0)
     assert not merge.kept.any()
 
 
