@@ -53,7 +53,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "preprocess": 1,
     "train": 1,
     "mirror": 1,
-    "generate": 1,
+    "generate": 2,
 }
 ID_LENGTH = 20  # hex digits of a SHA-256: 80 bits, and short enough for a Kubernetes label
 
@@ -346,7 +346,7 @@ class GenerateSpec(StageSpec):
     compute_type: Literal["auto", "float32", "float16", "bfloat16", "int8", "int8_float16"] = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(1, ge=1, le=256, description="threads a micro-batch; it changes rounding")
-    micro_batch: int = Field(128, ge=1, le=4096, description="posts drawn together from one random stream")
+    micro_batch: int = Field(160, ge=1, le=4096, description="posts drawn together from one random stream, at most")
     temperature: float = Field(1.0, gt=0, le=10)
     top_k: int = Field(50, ge=0, le=100_000, description="0 = all")
     top_p: float = Field(1.0, gt=0, le=1)

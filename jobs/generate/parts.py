@@ -5,9 +5,11 @@ A part is drawn by one session whose seed comes from (the spec's seed, round, pa
 on what this part drew before, and on nothing else. So any process that makes a part makes the same posts, and it
 does not matter which process makes which part, in which order, or how often.
 
-Within a part, posts that a gate refuses are drawn again, all missing ones of the part together so that batches
-stay full. A step of a batch of a few posts costs nearly as much as one of many, so when few are missing some more
-than that are drawn at once, by the share that has passed so far, and one such small batch mostly is the last one.
+Within a part, posts that a gate refuses are drawn again. A step of a batch of a few posts costs nearly as much as
+one of many, so what counts is how many batches a part takes. What is refused is drawn again beside posts that have not
+been drawn yet, not in small batches afterwards: a part has room for that, so that all of its batches are full but the
+last. In that one some more are drawn than are missing, by the share that has passed so far. Those of them that pass and
+are not needed stay with the part, as spares: they stand in for posts that turn out to be like those of other parts.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,9 +31,11 @@ from jobs.specs import GenerateSpec
 _PARTS = 8  # a small batch is cut into at most so many parts, so that cores and shards have something to share
 _LEAST = 2  # micro-batches in a part where the batch has enough: the last draws of a part are in small batches
 _FULL = 4  # micro-batches in the parts of a large batch
+_ROOM = 0.8  # of a micro-batch that the plan fills; the rest is for what is refused and drawn again
 _SMALLEST = 32  # posts in a part
 STUBBORN = 5  # times max_attempts that a missing post may take out of what all are allowed together
-_MARGIN = 1.3  # standard deviations of what passes that are drawn on top of what is missing
+_MARGIN = 2.0  # standard deviations of what passes that are drawn on top of what is missing
+_PRIOR, _GUESS = 0.9, 10  # the share that passes as long as nothing is known, and how many draws that counts for
 HOPELESS = 256  # draws without a single post that passes after which the batch is given up
 
 
@@ -58,9 +62,13 @@ class Plan(Sequence[Part]):
     """All parts of round 0, by the spec alone."""
 
     def __init__(self, count: int, micro_batch: int) -> None:
-        size = max(_SMALLEST, min(_FULL * micro_batch, max(_LEAST * micro_batch, math.ceil(count / _PARTS))))
-        self._count = count
-        self._parts = max(math.ceil(count / size), 2 if count > _SMALLEST else 1)
+        filled = _ROOM * micro_batch
+        largest = max(_SMALLEST, int(_FULL * filled))
+        size = max(_SMALLEST, min(largest, max(int(_LEAST * filled), math.ceil(count / _PARTS))))
+        parts = max(math.ceil(count / size), 2 if count > _SMALLEST else 1)
+        if 1 < parts < _PARTS and parts % 2 and count <= (parts - 1) * largest:
+            parts -= 1  # of three parts, one would keep one core of two waiting
+        self._count, self._parts = count, parts
 
     def __len__(self) -> int:
         return self._parts
@@ -71,11 +79,19 @@ class Plan(Sequence[Part]):
         first, after = (self._count * n // self._parts for n in (number, number + 1))
         return Part(0, number, range(first, after))
 
+    def part_of(self, index: int) -> Part:
+        """The part that a post of the batch is in."""
+        found: Part = self[((index + 1) * self._parts - 1) // self._count]
+        return found
+
 
 def again(round_: int, slots: Sequence[int], micro_batch: int) -> list[Part]:
-    """The parts that draw some posts anew, of at most one full part each."""
-    size = max(_SMALLEST, _FULL * micro_batch)
-    return [Part(round_, n, slots[at : at + size]) for n, at in enumerate(range(0, len(slots), size))]
+    """The parts that draw some posts anew, of at most one full part each; at least two, where there is enough to do
+    for two cores."""
+    full = max(_SMALLEST, int(_FULL * _ROOM * micro_batch))
+    parts = max(math.ceil(len(slots) / full), min(2, len(slots) // _SMALLEST), 1)
+    bounds = [len(slots) * n // parts for n in range(parts + 1)]
+    return [Part(round_, n, slots[bounds[n] : bounds[n + 1]]) for n in range(parts)]
 
 
 @dataclass
@@ -143,7 +159,8 @@ class Accepted:
 
 class Drawing:
     """Draws one part. ``check`` gets the tally and the number of accepted posts between micro-batches and may
-    raise to stop."""
+    raise to stop. ``spares``: posts that passed when no more were missing, each with the index of the first post that
+    it could stand for."""
 
     def __init__(
         self,
@@ -157,74 +174,89 @@ class Drawing:
         self._part, self._session, self._gates, self._spec, self._check = part, session, gates, spec, check
         self._groups = _groups(part, prompts, alone=spec.rerank > 1)
         self._others = Others(spec.near_duplicates)
+        self._judged: list[int] = []  # the groups of the batch that is being judged, one entry a draw
         self.tally = Tally()
         self.accepted: dict[int, Accepted] = {}
+        self.spares: list[Accepted] = []
 
     def run(self) -> list[Accepted]:
         """The part's posts in order; fewer than its slots when attempts ran out."""
-        spec = self._spec
-        allowance = spec.max_attempts * spec.rerank * len(self._part.slots)
-        while True:
-            left = allowance - self.tally.drawn
-            hopeless = not self.accepted and self.tally.drawn >= max(HOPELESS, spec.rerank)
-            wanted = [] if hopeless or left <= 0 else self._wanted()
-            if not wanted:
-                return [self.accepted[s] for s in self._part.slots if s in self.accepted]
-            self._round(wanted[:left])
-
-    def _wanted(self) -> list[int]:
-        """The groups to draw for in the next round, one entry a draw; in the order of their first missing posts."""
-        spec = self._spec
-        stubborn = STUBBORN * spec.max_attempts * spec.rerank
-        opened = {
-            number: missing
-            for number, group in enumerate(self._groups)
-            if (missing := [s for s in group.slots if s not in self.accepted])
-            and group.refused < stubborn * len(missing)
-        }
-        total = sum(map(len, opened.values()))
-        passing = (self.tally.drawn - sum(self.tally.refused.values()) + 1) / (self.tally.drawn + 2)
-        wanted = []
-        for number, missing in sorted(opened.items(), key=lambda item: item[1][0]):
-            times = len(missing)
-            if spec.rerank > 1:
-                times = spec.rerank
-            elif self.tally.drawn:
-                # So many that all will probably be found at once, as long as they fit one micro-batch.
-                spread = _MARGIN * math.sqrt(len(missing) * (1 - passing))
-                enough = math.ceil((len(missing) + spread) / passing)
-                times = max(times, min(enough, len(missing) * spec.micro_batch // total))
-            wanted += [number] * times
-        return wanted
-
-    def _round(self, wanted: list[int]) -> None:
-        """Draw for each entry of ``wanted`` (numbers of groups), judge, and accept."""
-        drawn: dict[int, list[Judged]] = {}
-
-        def judge(batch: Sequence[int], prompts: Sequence[Prompt], draws: Sequence[Draw]) -> None:
-            for number, post in zip(batch, self._gates.judge(prompts, draws), strict=True):
-                self.tally.add(post)
-                drawn.setdefault(number, []).append(post)
-
-        # Batches of prompts of about one length: what exceeds the shortest is computed token by token.
-        ordered = sorted(wanted, key=lambda n: len(self._groups[n].prompt.ids))
-        # One batch is judged while the next is drawn: the engine, a GPU above all, need not wait for the gates.
+        # One batch is judged while the next is drawn: the engine, a GPU above all, need not wait for the gates. What a
+        # batch consists of follows from the batches before the one that is being judged, however fast that goes.
         with ThreadPoolExecutor(1, thread_name_prefix="judge") as pool:
-            judging: Future[None] | None = None
-            for batch in _batches(ordered, self._spec.micro_batch):
+            judging: Future[list[Judged]] | None = None
+            while True:
+                batch, last = self._next()
+                if last and judging is not None:  # how many are missing in the end is worth waiting for
+                    self._settle(judging.result())
+                    judging = None
+                    continue
+                if not batch:
+                    break
                 self._check(self.tally, len(self.accepted))
                 prompts = [self._groups[number].prompt for number in batch]
                 draws = self._session.draw([p.ids for p in prompts])
                 if judging is not None:
-                    judging.result()
-                judging = pool.submit(judge, batch, prompts, draws)
-            if judging is not None:
-                judging.result()
-        self._others.prepare([p.text for posts in drawn.values() for p in posts if p.refused is None])
-        for number in sorted(drawn):
-            self._accept(self._groups[number], drawn[number])
+                    self._settle(judging.result())
+                judging = pool.submit(self._judge, prompts, draws)
+                self._judged = batch
+        for group in self._groups:  # the allowance may end before a post has had all draws to choose from
+            self._accept(group, group.waiting)
+        return [self.accepted[s] for s in self._part.slots if s in self.accepted]
 
-    def _accept(self, group: _Group, posts: list[Judged]) -> None:
+    def _next(self) -> tuple[list[int], bool]:
+        """The groups to draw for in the next batch, one entry a draw, and whether it is probably the last.
+
+        Batches are full until one can hold all that has to be drawn until the part is, by the share that has passed.
+        """
+        spec, tally, judged = self._spec, self.tally, Counter(self._judged)
+        left = spec.max_attempts * spec.rerank * len(self._part.slots) - tally.drawn - len(self._judged)
+        if left <= 0 or (not self.accepted and tally.drawn >= max(HOPELESS, spec.rerank)):
+            return [], True
+        stubborn = STUBBORN * spec.max_attempts * spec.rerank
+        missing = {
+            number: count
+            for number, group in enumerate(self._groups)
+            if (count := sum(s not in self.accepted for s in group.slots)) and group.refused < stubborn * count
+        }
+        passing = (tally.drawn - sum(tally.refused.values()) + _PRIOR * _GUESS) / (tally.drawn + _GUESS)
+        if spec.rerank > 1:
+            open_ = {n: spec.rerank - len(self._groups[n].waiting) - judged[n] for n in missing}
+            likely = wanted = sum(open_.values())
+        else:
+            open_ = {n: max(0, count - judged[n]) for n, count in missing.items()}
+            still = max(0.0, sum(missing.values()) - passing * len(self._judged))
+            likely, wanted = math.ceil(still / passing), _enough(still, passing)
+        total = sum(open_.values())
+        size = min(left, spec.micro_batch, wanted)
+        batch: list[int] = []
+        # Batches of prompts of about one length: what exceeds the shortest is computed token by token.
+        for number in sorted(open_, key=lambda n: (len(self._groups[n].prompt.ids), n)):
+            count = open_[number]
+            if spec.rerank == 1 and 0 < total < size:  # more than is missing, for some of it will be refused
+                count = max(count, min(_enough(count, passing), count * size // total))
+            batch += [number] * count
+        return batch[:size], likely <= spec.micro_batch or not batch
+
+    def _judge(self, prompts: Sequence[Prompt], draws: Sequence[Draw]) -> list[Judged]:
+        judged = self._gates.judge(prompts, draws)
+        self._others.prepare([post.text for post in judged if post.refused is None])
+        return judged
+
+    def _settle(self, judged: Sequence[Judged]) -> None:
+        """Count and accept what has been judged."""
+        drawn: dict[int, list[Judged]] = {}
+        for number, post in zip(self._judged, judged, strict=True):
+            self.tally.add(post)
+            drawn.setdefault(number, []).append(post)
+        self._judged = []
+        for number in sorted(drawn):
+            group = self._groups[number]
+            group.waiting += drawn[number]
+            if len(group.waiting) >= self._spec.rerank:
+                self._accept(group, group.waiting)
+
+    def _accept(self, group: _Group, posts: Sequence[Judged]) -> None:
         """Give a group's missing posts what passes and is like no other post; with ``rerank`` the best of it."""
         missing = [s for s in group.slots if s not in self.accepted]
         before = group.refused
@@ -233,6 +265,8 @@ class Drawing:
         for post in posts:
             if post.refused is None and not missing:
                 self.tally.spare += 1
+                if self._spec.rerank == 1:
+                    self.spares.append(Accepted(group.slots[0], 1, post))
             elif post.refused is None and self._others.add_if_new(post.text):
                 post.values["near_duplicate"] = False
                 slot = missing.pop(0)
@@ -244,16 +278,18 @@ class Drawing:
                     post.refused = "near_duplicate"
                     self.tally.refused["near_duplicate"] += 1
                 group.refused += 1
+        group.waiting = []
 
 
 @dataclass
 class _Group:
     """Posts of a part that begin with the same tokens: what is drawn for one may serve another. With ``rerank``
-    each post is alone. ``refused``: draws since the last one that was accepted."""
+    each post is alone. ``refused``: draws since the last one that was accepted; ``waiting``: draws to choose from."""
 
     prompt: Prompt
     slots: list[int]
     refused: int = 0
+    waiting: list[Judged] = field(default_factory=list)
 
 
 def _groups(part: Part, prompts: Prompts, *, alone: bool) -> list[_Group]:
@@ -294,6 +330,6 @@ class Others:
         return True
 
 
-def _batches(slots: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for at in range(0, len(slots), size):
-        yield slots[at : at + size]
+def _enough(missing: float, passing: float) -> int:
+    """How many to draw so that so many very probably pass."""
+    return math.ceil((missing + _MARGIN * math.sqrt(missing * (1 - passing))) / passing)

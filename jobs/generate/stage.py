@@ -30,13 +30,15 @@ from jobs.generate.merge import Merge
 from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again, worth_drawing
 from jobs.generate.prompts import Prompts, open_prompts
 from jobs.generate.records import record, to_line
+from jobs.generate.spares import Spares
 from jobs.generate.training import TRAIN, Training, open_training
 from jobs.specs import ConfigError, DataError, GenerateSpec
 from jobs.stage import StageContext
 
 log = logging.getLogger(__name__)
 
-POSTS = "posts-*.jsonl"  # a part's one file
+POSTS = "posts-*.jsonl"  # a part's posts
+SPARES = "spares-*.jsonl"  # those that passed and were not needed, where there are some
 PARTS = "parts/"  # the folder of a batch's parts
 
 
@@ -194,10 +196,12 @@ class Generation:
         tally = drawing.tally
         if part.round == 0 and not found and tally.drawn >= HOPELESS:
             raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
-        data = b"".join(to_line(record(a, seed=seed, model=self.model.ref)) for a in found)
         writer = store.writer(f"{self.parts}/{part.name}", guard=lease.ensure if lease else None)
-        # Runs with other numbers of shards may draw the same part: each manifest names a file of its own.
-        writer.put_bytes(POSTS.replace("*", sha256(data).hexdigest()[:12]), data)
+        for name, posts in ((POSTS, found), (SPARES, drawing.spares)):
+            data = b"".join(to_line(record(a, seed=seed, model=self.model.ref)) for a in posts)
+            # Runs with other numbers of shards may draw the same part: each manifest names files of its own.
+            if data or name == POSTS:
+                writer.put_bytes(name.replace("*", sha256(data).hexdigest()[:12]), data)
         writer.commit(
             stage="generate-part",
             spec={"round": part.round, "number": part.number, "slots": len(part.slots)},
@@ -240,42 +244,52 @@ class Generation:
         folder = self.ctx.workdir / "parts"
         folder.mkdir(exist_ok=True)
         tally = Tally()
-        files: list[tuple[int, Path]] = []
         engine = ""
-        across = 0
-        while True:
-            self.draw(rounds[-1])
-            if self.ctx.lease is not None:  # whoever has taken it over may have cleared the parts away
-                self.ctx.lease.ensure(ask=True)
-            self.ctx.progress.update(message="putting the batch together")
-            for part in rounds[-1]:
-                self.ctx.check_stop()
-                manifest = self._fetch(part, folder)
-                tally.merge(Tally.of(manifest.info["tally"]))
-                engine = str(manifest.info["engine"])
-                files.append((part.round, folder / f"{part.name}.jsonl"))
-            merge = Merge(files, self.ctx.workdir / "merge", self.spec.near_duplicates)
-            lost = merge.lost()
-            across = merge.dropped
-            wanted = worth_drawing(lost, self.spec, tally)
-            if not wanted:
-                break
-            log.info("%d posts are near-duplicates of posts in other parts and are drawn again", len(wanted))
-            rounds.append(again(len(rounds), wanted, self.spec.micro_batch))
-        tally.refused["near_duplicate"] += across
-        if not merge.kept.any():
-            raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
-        if self.ctx.force:  # the old manifest must not vouch for the new files
-            self.ctx.store.remove(self.ctx.ref, but=PARTS)
-        Finish(self.ctx, self.model, self.language, self.training).commit(
-            merge, self.plan, tally, engine=engine, rounds=len(rounds)
-        )
+        spares = Spares(self.plan, self._prompts)
+        with Merge(self.ctx.workdir / "merge", self.spec.near_duplicates) as merge:
+            while True:
+                self.draw(rounds[-1])
+                if self.ctx.lease is not None:  # whoever has taken it over may have cleared the parts away
+                    self.ctx.lease.ensure(ask=True)
+                self.ctx.progress.update(message="putting the batch together")
+                for part in rounds[-1]:
+                    self.ctx.check_stop()
+                    manifest = self._fetch(part, folder)
+                    tally.merge(Tally.of(manifest.info["tally"]))
+                    engine = str(manifest.info["engine"])
+                    if part.round == 0 and manifest.matching(SPARES):
+                        spares.put(part.number, folder / f"{part.name}-spares.jsonl")
+                first = merge.rounds
+                merge.add([folder / f"{part.name}.jsonl" for part in rounds[-1]])
+                lost = merge.lost(first)
+                stand_in = folder / f"instead-{merge.rounds}.jsonl"
+                while lost and (taken := spares.take(list(lost), stand_in)):
+                    log.info("%d posts are like posts in other parts; spare ones stand in for %d", len(lost), taken)
+                    tally.spare -= taken
+                    merge.add([stand_in])
+                    lost = merge.lost(first)
+                    stand_in = folder / f"instead-{merge.rounds}.jsonl"
+                wanted = worth_drawing(lost, self.spec, tally)
+                if not wanted:
+                    break
+                log.info("%d posts are near-duplicates of posts in other parts and are drawn again", len(wanted))
+                rounds.append(again(len(rounds), wanted, self.spec.micro_batch))
+            tally.refused["near_duplicate"] += merge.dropped
+            if not merge.kept.any():
+                raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
+            if self.ctx.force:  # the old manifest must not vouch for the new files
+                self.ctx.store.remove(self.ctx.ref, but=PARTS)
+            Finish(self.ctx, self.model, self.language, self.training).commit(
+                merge, self.plan, tally, engine=engine, rounds=len(rounds)
+            )
 
     def _fetch(self, part: Part, folder: Path) -> Manifest:
         store, ref = self.ctx.store, f"{self.parts}/{part.name}"
         manifest = store.manifest(ref)
-        data = b"".join(store.read(ref, entry) for entry in manifest.matching(POSTS))
-        (folder / f"{part.name}.jsonl").write_bytes(data)
+        for pattern, name in ((POSTS, part.name), (SPARES, f"{part.name}-spares")):
+            if entries := manifest.matching(pattern):
+                data = b"".join(store.read(ref, entry) for entry in entries)
+                (folder / f"{name}.jsonl").write_bytes(data)
         return manifest
 
     def clear(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.generate.gallery import Gallery, data_block
+from jobs.generate.gallery import SHOWN, Gallery, data_block
 from jobs.specs import GenerateSpec
 from tests.generate.browser import CHROMIUM, Browser
 
@@ -106,6 +106,18 @@ def test_all_posts_are_shown(browser: Browser, tmp_path: Path) -> None:
     assert browser.run("document.getElementById('count').textContent") == "1200 posts"
     assert browser.run(ALL_TEXTS) == TEXTS
     assert browser.run("document.body.scrollWidth <= innerWidth")
+    assert not browser.complaints
+
+
+def test_a_gallery_of_a_very_large_batch_opens(browser: Browser, tmp_path: Path) -> None:
+    """It holds the first posts only, so that a page of 100,000 is no heavier."""
+    path = write_gallery(tmp_path / "g.html", [f"КОТ НОМЕР {n}\n@\nДЕД ДОВОЛЕН" for n in range(SHOWN + 500)])
+    browser.open(path.as_uri())
+    assert browser.run("document.getElementById('count').textContent") == f"{SHOWN} posts"
+    assert f"the first {SHOWN} are shown here" in browser.run("document.body.textContent")
+    assert 0 < browser.run("document.querySelectorAll('article').length") < 400
+    assert typed(browser, f'"номер {SHOWN - 1} @"') == f"1 of {SHOWN} posts"
+    assert typed(browser, f'"номер {SHOWN} @"') == f"0 of {SHOWN} posts"
     assert not browser.complaints
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from jobs.generate.parts import HOPELESS, STUBBORN, Drawing, Part, Plan, Tally, 
 from jobs.generate.prompts import open_prompts
 from jobs.similarity import jaccard, shingles
 from jobs.specs import GenerateSpec
+from tests.conftest import ROOT
 from tests.generate.models import BEGIN, MadeModel
 
 
@@ -39,10 +42,19 @@ def test_the_plan_covers_every_post_once(count: int, micro_batch: int) -> None:
 
 
 def test_a_large_batch_has_parts_for_many_shards() -> None:
-    assert len(Plan(1000, 128)) == 4
-    assert len(Plan(5000, 128)) == 10
-    assert len(Plan(100_000, 128)) == 196
-    assert len(Plan(40, 128)) == 2  # both cores have something to do
+    assert len(Plan(512, 160)) == 2
+    assert len(Plan(600, 160)) == 2  # a third one would keep one core of two waiting
+    assert len(Plan(1000, 160)) == 4
+    assert len(Plan(5000, 160)) == 10
+    assert len(Plan(100_000, 160)) == 196
+    assert len(Plan(40, 160)) == 2  # both cores have something to do
+
+
+@pytest.mark.parametrize(("count", "micro_batch"), [(1, 16), (33, 1), (600, 160), (5000, 160), (4097, 7)])
+def test_the_part_of_a_post(count: int, micro_batch: int) -> None:
+    plan = Plan(count, micro_batch)
+    for part in plan:
+        assert {plan.part_of(index) for index in part.slots} == {part}
 
 
 def test_seeds_differ() -> None:
@@ -99,53 +111,71 @@ def test_full_batches_when_all_pass(language: Language) -> None:
     session = Scripted(lambda n, _: speak(language, unlike(n)))
     drawing = draw_part(language, session, range(40))
     assert sorted(drawing.accepted) == list(range(40))
-    assert session.batches == [16, 16, 8]
-    assert (drawing.tally.drawn, drawing.tally.spare) == (40, 0)
+    assert session.batches == [16, 16, 10]  # by far the most pass, but who knows
+    assert (drawing.tally.drawn, drawing.tally.spare) == (42, 2)
     assert {a.attempts for a in drawing.accepted.values()} == {1}
 
 
 def test_a_batch_is_judged_while_the_next_is_drawn(language: Language) -> None:
-    began, overlapped = threading.Event(), []
+    drawn, overlapped = [threading.Event() for _ in range(9)], []
 
     class Patient(Gates):
         def judge(self, prompts: Any, draws: Any) -> list[Judged]:
-            overlapped.append(began.wait(20))
+            if len(overlapped) < 2:  # of four batches the last is not begun before the third is judged
+                overlapped.append(drawn[len(overlapped) + 1].wait(20))
             return super().judge(prompts, draws)
 
     class Telling(Scripted):
         def draw(self, prompts: Sequence[Sequence[int]]) -> list[Draw]:
-            if self.batches:
-                began.set()
+            drawn[len(self.batches)].set()
             return super().draw(prompts)
 
     session = Telling(lambda n, _: speak(language, unlike(n)))
-    drawing = draw_part(language, session, range(32), gates=Patient)
+    drawing = draw_part(language, session, range(54), gates=Patient)
     assert overlapped == [True, True]
-    assert session.batches == [16, 16]
-    assert len(drawing.accepted) == 32
+    assert len(session.batches) == 4
+    assert len(drawing.accepted) == 54
 
 
-def test_missing_posts_are_drawn_again_together(language: Language) -> None:
-    session = Scripted(lambda n, _: speak(language, unlike(n), ended=n % 4 != 0 or n >= 48))
+@pytest.mark.parametrize("slow", ["gates", "engine", "neither"])
+def test_what_is_drawn_does_not_depend_on_who_is_slow(language: Language, slow: str) -> None:
+    class Slow(Gates):
+        def judge(self, prompts: Any, draws: Any) -> list[Judged]:
+            if slow == "gates":
+                threading.Event().wait(0.02)
+            return super().judge(prompts, draws)
+
+    def say(number: int, _: list[int]) -> Draw:
+        if slow == "engine" and not number % 16:
+            threading.Event().wait(0.02)
+        return speak(language, unlike(number), ended=number * 7 % 10 > 2)
+
+    session = Scripted(say)
+    drawing = draw_part(language, session, range(100), gates=Slow)
+    assert session.batches == [16] * 9
+    assert len(drawing.accepted) == 100
+
+
+def test_what_is_refused_is_drawn_again_beside_what_is_left(language: Language) -> None:
+    session = Scripted(lambda n, _: speak(language, unlike(n), ended=n % 4 != 0))
     drawing = draw_part(language, session, range(48))
     assert sorted(drawing.accepted) == list(range(48))
-    assert session.batches == [16, 16, 16, 16]  # a quarter was refused; twelve are missing, and some more are drawn
-    assert drawing.tally.refused == {"ended": 12}
-    assert drawing.tally.spare == 4
+    assert session.batches == [16, 16, 16, 16]
+    tally = drawing.tally
+    assert tally.drawn == sum(session.batches) == 48 + tally.spare + tally.refused["ended"]
     # Any draw serves any post that begins alike: the first that passes is the first post's, with what was refused.
     assert [drawing.accepted[i].attempts for i in range(4)] == [2, 1, 1, 2]
-    assert sum(a.attempts for a in drawing.accepted.values()) == 48 + 12
 
 
-def test_a_little_more_is_drawn_than_is_missing(language: Language) -> None:
+def test_what_passes_and_is_not_needed_is_spare(language: Language) -> None:
     session = Scripted(lambda n, _: speak(language, unlike(n), ended=n % 5 != 0))
-    drawing = draw_part(language, session, range(64), micro_batch=64)
-    assert session.batches[0] == 64
-    assert 13 < session.batches[1] < 28  # thirteen are missing
-    assert len(session.batches) == 2
-    assert len(drawing.accepted) == 64
-    tally = drawing.tally
-    assert tally.drawn == sum(session.batches) == 64 + tally.spare + tally.refused["ended"]
+    drawing = draw_part(language, session, range(100), micro_batch=64)
+    assert session.batches == [64, 64]
+    assert len(drawing.accepted) == 100
+    assert len(drawing.spares) == drawing.tally.spare > 0
+    texts = {a.post.text for a in drawing.accepted.values()}
+    assert texts.isdisjoint(spare.post.text for spare in drawing.spares)
+    assert {(spare.index, spare.post.refused) for spare in drawing.spares} == {(0, None)}
 
 
 def test_posts_of_different_prompts_are_drawn_for_themselves(language: Language) -> None:
@@ -221,10 +251,13 @@ def test_batches_are_of_prompts_of_about_one_length(language: Language) -> None:
             lengths.append([len(p) for p in prompts])
             return super().draw(prompts)
 
-    prompts = ("к", unlike(7) * 2)
-    drawing = draw_part(language, Watched(lambda n, _: speak(language, unlike(n))), range(32), prompts=prompts)
-    assert [len(set(batch)) for batch in lengths] == [1, 1]
-    assert [drawing.accepted[i].post.prompt.given for i in range(4)] == [*prompts, *prompts]
+    prompts = (unlike(7) * 2, "к", unlike(8))
+    drawing = draw_part(language, Watched(lambda n, _: speak(language, unlike(n))), range(48), prompts=prompts)
+    flat = [length for batch in lengths for length in batch]
+    assert flat == sorted(flat)
+    assert len(set(flat)) == 3
+    assert sum(len(set(batch)) > 1 for batch in lengths) <= 2
+    assert [drawing.accepted[i].post.prompt.given for i in range(6)] == [*prompts, *prompts]
     assert drawing.accepted[0].post.prompt.ids[0] == BEGIN
 
 
@@ -263,6 +296,14 @@ def write_parts(folder: Path, rounds: list[list[list[tuple[int, str, int]]]]) ->
     return files
 
 
+def merged(folder: Path, rounds: list[list[list[tuple[int, str, int]]]], threshold: float = 0.8) -> Merge:
+    merge = Merge(folder / f"merge-{len(rounds)}", threshold)
+    files = write_parts(folder / "p", rounds)
+    for round_ in range(len(rounds)):
+        merge.add([path for number, path in files if number == round_])
+    return merge
+
+
 def indexes(merge: Merge) -> list[int]:
     return [json.loads(line)["index"] for line in merge.lines()]
 
@@ -272,19 +313,25 @@ def test_the_first_of_near_duplicates_stays(tmp_path: Path) -> None:
         [(0, "кот чинит забор у соседа", 1), (1, unlike(1), 1)],
         [(2, unlike(2), 1), (3, "Кот чинит забор у соседа!", 2)],
     ]
-    merge = Merge(write_parts(tmp_path / "p", [first]), tmp_path / "m", 0.8)
+    merge = merged(tmp_path, [first])
     assert indexes(merge) == [0, 1, 2]
-    assert (merge.lost(), merge.dropped) == ({3: 2}, 1)
+    assert (merge.lost(0), merge.dropped) == ({3: 2}, 1)
     # The one drawn anew is no better at first; what is kept already has the right of way whatever its index.
     anew = [[(3, "кот чинит забор у соседа", 3)]]
-    merge = Merge(write_parts(tmp_path / "p", [first, anew]), tmp_path / "m", 0.8)
-    assert (indexes(merge), merge.lost(), merge.dropped) == ([0, 1, 2], {3: 5}, 2)
-    merge = Merge(write_parts(tmp_path / "p", [first, anew, [[(3, unlike(9), 1)]]]), tmp_path / "m", 0.8)
-    assert (indexes(merge), merge.lost()) == ([0, 1, 2, 3], {})
+    merge = merged(tmp_path, [first, anew])
+    assert (indexes(merge), merge.lost(1), merge.dropped) == ([0, 1, 2], {3: 5}, 2)
+    merge = merged(tmp_path, [first, anew, [[(3, unlike(9), 1)]]])
+    assert (indexes(merge), merge.lost(1), merge.lost(2)) == ([0, 1, 2, 3], {}, {})
     assert [json.loads(line)["attempts"] for line in merge.lines()] == [1, 1, 1, 1]
 
 
-def test_merging_equals_the_plain_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rounds", [1, 4])
+@pytest.mark.parametrize("at_once", [7, 64, 1 << 16])
+def test_merging_equals_the_plain_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rounds: int, at_once: int
+) -> None:
+    for name in ("_BATCH", "_PIECE", "_SORTED"):  # what is looked at together makes no difference
+        monkeypatch.setattr(f"jobs.generate.merge.{name}", at_once)
     rng = random.Random(8)
     seeds = [unlike(n) + unlike(n + 500) for n in range(30)]
 
@@ -301,18 +348,54 @@ def test_merging_equals_the_plain_way(tmp_path: Path) -> None:
         if not any(jaccard(sets[n], sets[k]) >= 0.7 for k in kept):
             kept.append(n)
     parts = [[(n, texts[n], 1) for n in range(at, at + 30)] for at in range(0, 300, 30)]
-    merge = Merge(write_parts(tmp_path / "p", [parts]), tmp_path / "m", 0.7)
+    step = len(parts) // rounds
+    merge = merged(tmp_path, [parts[at : at + step] for at in range(0, step * rounds, step)], 0.7)
+    kept = [n for n in kept if n < 30 * step * rounds]
     assert 30 <= len(kept) < 200
     assert indexes(merge) == kept
+    assert merge.kept.tolist() == [n in set(kept) for n in range(30 * step * rounds)]
+    assert sorted(merge.lost(0)) == [n for n in range(30 * step * rounds) if n not in set(kept)]
+
+
+MERGING = """
+import hashlib, json, re, sys
+from pathlib import Path
+from jobs.generate.merge import Merge
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+with folder.joinpath("posts.jsonl").open("w") as file:
+    for n in range(count):
+        text = hashlib.sha256(str(n).encode()).hexdigest()
+        file.write(json.dumps({"index": n, "text": text, "attempts": 1}) + "\\n")
+with Merge(folder / "merge", 0.8) as merge:
+    merge.add([folder / "posts.jsonl"])
+    assert sum(1 for _ in merge.lines()) == count and not merge.lost(0)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is told by Linux")
+def test_merging_takes_hardly_any_memory_a_post(tmp_path: Path) -> None:
+    peaks = {}
+    for count in (4_000, 60_000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        command = [sys.executable, "-c", MERGING, str(folder), str(count)]
+        peaks[count] = int(subprocess.run(command, stdout=subprocess.PIPE, check=True, cwd=ROOT).stdout) / 1024
+    assert peaks[4_000] > 20, peaks
+    assert peaks[60_000] - peaks[4_000] < 10, peaks  # MiB; what is on disk meanwhile is 16 MiB
 
 
 def test_merging_nothing(tmp_path: Path) -> None:
-    merge = Merge(write_parts(tmp_path / "p", [[[], []]]), tmp_path / "m", 0.8)
-    assert (list(merge.lines()), merge.lost(), merge.dropped) == ([], {}, 0)
+    merge = merged(tmp_path, [[[], []]])
+    assert (list(merge.lines()), merge.lost(0), merge.dropped) == ([], {}, 0)
     assert not merge.kept.any()
 
 
 def test_posts_drawn_anew_come_in_parts_of_bounded_size() -> None:
-    parts = again(2, list(range(0, 3000, 2)), 128)
-    assert [len(p.slots) for p in parts] == [512, 512, 476]
+    slots = list(range(0, 3000, 2))
+    parts = again(2, slots, 160)
+    assert [len(p.slots) for p in parts] == [500, 500, 500]
+    assert [s for p in parts for s in p.slots] == slots
     assert [p.name for p in parts] == ["02-00000", "02-00001", "02-00002"]
+    assert [len(p.slots) for p in again(1, slots[:90], 160)] == [45, 45]
+    assert [len(p.slots) for p in again(1, slots[:40], 160)] == [40]
