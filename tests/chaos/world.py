@@ -19,6 +19,7 @@ from typing import Any
 
 from cli.clusters.base import JobState, JobStatus
 from cli.clusters.local import LocalCluster
+from tests import warm
 from tests.projects import Done, Project
 from tests.s3_faults import FaultyS3, faulty_s3
 
@@ -102,11 +103,9 @@ class World:
             folder,
             {
                 **kept,
-                "PYTHONPATH": str(ROOT),
                 "COLUMNS": "200",
                 "TMPDIR": str(tmp),
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
+                **warm.ENV,
                 "BUGURT_LOCAL_BACKOFF": "0.1",
                 "BUGURT_S3_ENDPOINT": self.proxy.endpoint,
                 "BUGURT_S3_BUCKET": BUCKET,
@@ -177,7 +176,11 @@ def new_world(folder: Path, fill: Callable[[Path], None] = lambda bucket: None) 
             yield world
         finally:
             for place in world.mounted:
+                kept = place.with_name("jobs-kept")
+                shutil.copytree(place, kept)  # for people to look at, if anything was violated
                 subprocess.run(["umount", "--lazy", str(place)], check=False)
+                place.rmdir()
+                kept.rename(place)
 
 
 def manifests(bucket: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
