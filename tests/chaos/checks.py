@@ -122,7 +122,7 @@ _WORDS = {
 def words(world: World) -> Counter[str]:
     """How many lines of the Jobs' logs tell of what."""
     found: Counter[str] = Counter()
-    for log in world.folder.glob("*/.bugurt/jobs/*/*.log"):
+    for log in world.logs():
         for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
             found.update(kind for kind, pattern in _WORDS.items() if pattern.search(line))
     return found

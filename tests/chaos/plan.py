@@ -27,6 +27,7 @@ KINDS = {
     "outage": 2,
 }
 SKEWS = (0, 0, 0, 0, 5, -5, 90, -90, 3600, -3600)  # seconds by which the answers' Date differs from the storage's clock
+DISKS = (150, 400, 1000, 3000)  # KiB: too little for a dataset, a tokenizer, a converted model, a checkpoint
 OUTAGE = (2.0, 8.0)  # seconds that an outage takes
 
 
@@ -34,7 +35,8 @@ OUTAGE = (2.0, 8.0)  # seconds that an outage takes
 class Plan:
     """One round. ``make``: the stages whose artefacts are not there yet; ``twins``: pipelines at once on the same
     artefacts; ``faults``: kind and probability for each request; ``kills``: signals at most, one each
-    ``pause`` seconds on average; ``storm``: seconds after which everything works again."""
+    ``pause`` seconds on average; ``small_disk``: KiB for the Jobs' temporary files, 0 for a disk as large as ever;
+    ``storm``: seconds after which everything works again."""
 
     seed: int
     make: tuple[str, ...]
@@ -47,7 +49,7 @@ class Plan:
     skew: float
     kills: int
     pause: float
-    small_disk: bool
+    small_disk: int
     storm: float
 
     @classmethod
@@ -72,7 +74,7 @@ class Plan:
             skew=rng.choice(SKEWS),
             kills=rng.choice((0, 2, 4, 8, 12)),
             pause=rng.uniform(0.1, 1.5),
-            small_disk=rng.random() < 0.1,
+            small_disk=rng.choice(DISKS) if rng.random() < 0.15 else 0,
             storm=rng.uniform(8, 25),
         )
 
@@ -98,7 +100,7 @@ class Plan:
     def __str__(self) -> str:
         work = "telegram" if self.telegram else f"{self.make[0]}-"
         more = [f"x{self.twins}"] * (self.twins > 1) + [f"{self.shards} shards"] * (self.shards > 1)
-        more += [f"skew {self.skew:g} s"] * bool(self.skew) + ["small disk"] * self.small_disk
+        more += [f"skew {self.skew:g} s"] * bool(self.skew) + [f"{self.small_disk} KiB disk"] * bool(self.small_disk)
         more += ["plain"] * self.plain
         faults = [f"{k} {100 * p:.1f}%" for k, p in self.faults.items()]
         return ", ".join([work, *more, *faults, f"{self.kills} kills"])

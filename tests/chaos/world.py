@@ -118,11 +118,11 @@ class World:
         self.projects.append(project)
         return project
 
-    def limit_disk(self, project: Project, mebibytes: int) -> bool:
+    def limit_disk(self, project: Project, kibibytes: int) -> bool:
         """Give a project's Jobs a small disk; False where this machine does not let us mount one."""
         jobs = project.folder / ".bugurt" / "jobs"
         jobs.mkdir(parents=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(jobs)]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(jobs)]
         if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
             return False
         self.mounted.append(jobs)
@@ -132,6 +132,18 @@ class World:
         """Somebody has cleaned up."""
         for folder in self.mounted:
             subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
+
+    def logs(self) -> list[Path]:
+        """The logs of all Jobs."""
+        return sorted(self.folder.glob("*/.bugurt/jobs/*/*.log"))
+
+    def logged(self) -> int:
+        """Bytes that the Jobs have logged."""
+        size = 0
+        for log in self.logs():
+            with contextlib.suppress(FileNotFoundError):  # a Job may be taken away meanwhile
+                size += log.stat().st_size
+        return size
 
     def run(self, project: Project, *arguments: str) -> Done:
         """``bugurt`` in a project, written down for the checks."""
