@@ -134,7 +134,7 @@ def play(plan: Plan, reference: Reference, base: Path) -> Result:
     folder = base / f"round-{plan.seed}"
     shutil.rmtree(folder, ignore_errors=True)  # what an earlier playing of this seed left for people to look at
     try:
-        _round(plan, reference, folder, result, began)
+        _round(plan, reference, folder, result)
     except Exception:
         result.violations.append(f"it broke off: {traceback.format_exc()}")
     result.seconds = time.monotonic() - began
@@ -143,7 +143,7 @@ def play(plan: Plan, reference: Reference, base: Path) -> Result:
     return result
 
 
-def _round(plan: Plan, reference: Reference, folder: Path, result: Result, began: float) -> None:
+def _round(plan: Plan, reference: Reference, folder: Path, result: Result) -> None:
     weather = Weather(plan)
     with ExitStack() as stack:
         faults = Faults(*plan.at_telegram())
@@ -157,7 +157,7 @@ def _round(plan: Plan, reference: Reference, folder: Path, result: Result, began
         world.proxy.weather, world.proxy.skew, world.proxy.spot = weather, plan.skew, weather.spot
         killer.start()
         try:
-            _drive(world, plan, began + plan.storm, _nothing)
+            _drive(world, plan, time.monotonic() + plan.storm, _nothing)
         finally:
             killer.stop.set()
             killer.join()
