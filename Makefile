@@ -7,9 +7,10 @@ TOOLS := build/tools
 # Tests in four processes: many of them wait, or start processes of their own.
 PYTEST_ARGS ?= -n 4 --dist worksteal
 
-# Rounds of chaos, some 20 seconds each.
-ROUNDS ?= 20
+# Rounds of chaos, five seconds of a processor each: those of `make chaos`, two side by side, and those of `make test`.
+ROUNDS ?= 50
 SEED ?= 1
+CHAOS_ROUNDS ?= 4
 
 # More options of pip-audit: AUDIT_ARGS='--vulnerability-service osv' asks osv.dev and not the package index.
 AUDIT_ARGS ?=
@@ -38,8 +39,8 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
-test: lint types contracts  ## lint, types, import contracts and tests
-	$(BIN)/pytest $(PYTEST_ARGS)
+test: lint types contracts  ## lint, types, import contracts and tests, CHAOS_ROUNDS=50 rounds of chaos among them
+	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/pytest $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## pipelines under faults and kills: ROUNDS=1000 of them, the first with SEED=1
 	$(BIN)/python -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)

@@ -252,24 +252,39 @@ def main() -> NoReturn:
     logging.getLogger("cli").setLevel(logging.INFO)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        print(f"interrupted by {signal.Signals(number).name}; the Jobs go on", file=sys.stderr)  # noqa: T201
+        _ignore_signals()  # a second one, as from a supervisor that dies, must not cut the end short
+        # Not by print: the signal may have come in the middle of one, and that raises a RuntimeError.
+        os.write(2, f"interrupted by {signal.Signals(number).name}; the Jobs go on\n".encode())
         sys.exit(int(ExitCode.INTERRUPTED))  # no Exception: nothing on the way may swallow it
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    if not options.run:
-        parser.error("--run is needed")
-    log.info("bugurt %s, driver of run %s", __version__, options.run)  # before the heavy packages are imported
+    try:
+        if not options.run:
+            parser.error("--run is needed")
+        _work(options.run)
+    finally:
+        _ignore_signals()  # the interpreter's own end shows a traceback of whatever a signal raises in it
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _work(run: str) -> NoReturn:
+    """Drive the run, and exit with the code that says how it ended."""
+    log.info("bugurt %s, driver of run %s", __version__, run)  # before the heavy packages are imported
     try:
         from cli.places import open_cluster, open_store
         from cli.settings import load
 
         settings = load()
         store = open_store(settings, making=True)
-        logging.getLogger("cli").addHandler(_BucketLog(store, options.run))
-        record = load_record(store, options.run)
+        logging.getLogger("cli").addHandler(_BucketLog(store, run))
+        record = load_record(store, run)
         owner = job_name(record.run, "driver", None, record.attempt)
-        sys.exit(drive(store, open_cluster(settings), options.run, owner=owner))
+        sys.exit(drive(store, open_cluster(settings), run, owner=owner))
     except BugurtError as error:
         log.error("%s", error)
         sys.exit(int(error.exit_code))

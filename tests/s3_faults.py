@@ -18,7 +18,11 @@
 ``weather`` (method, target) may name a fault for any request that no armed one hits; ``skew`` is added, in seconds,
 to the Date of all answers: the clock of what stands before a storage is not always the storage's own. ``spot`` (the
 body's length) chooses the byte that is changed: the last one, if nobody else is named. ``refuses`` (method, target,
-body) says of any request whether the server denies it, as one does by a key's policy.
+body) says of any request whether the server denies it, as one does by a key's policy. ``struck`` counts the faults
+that had an effect.
+
+Conditions of writes (If-None-Match, If-Match) are not passed on: the storage writes anyway, as those do that do not
+know them.
 
 The signature covers the Host header, which is passed on as it came, so the server accepts it.
 """
@@ -33,6 +37,7 @@ import struct
 import threading
 import time
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -47,8 +52,11 @@ _ERRORS = {
     "full": (507, "InsufficientStorage"),
     "clock": (403, "RequestTimeTooSkewed"),
 }
+_OF_UPLOADS = {"half_upload", "corrupt_upload", "forged_upload"}
+_OF_ANSWERS = {"truncate", "corrupt", "trickle"}
 STALL = 2.0  # seconds
 _HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
+_CONDITIONS = {"if-match", "if-none-match"}
 
 
 def retry_without_pauses() -> None:
@@ -81,6 +89,7 @@ class FaultyS3:
     weather: Callable[[str, str], str | None] | None = None
     refuses: Callable[[str, str, bytes], bool] | None = None
     skew: float = 0.0
+    struck: Counter[str] = field(default_factory=Counter)
     spot: Callable[[int], int] = lambda length: length - 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -90,6 +99,12 @@ class FaultyS3:
         with self._lock:
             self.faults.append(fault)
         return fault
+
+    def strike(self, kind: str | None, body: bytes = b"xx") -> None:
+        """Count a fault that has its effect; half of nothing, and nothing in pieces, is none."""
+        if kind is not None and len(body) > 1:
+            with self._lock:
+                self.struck[kind] += 1
 
     def clear(self) -> None:
         """From now on everything works."""
@@ -151,6 +166,10 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
         def _any(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             kind = proxy.choose(self.command, self.path)
+            if kind in _OF_UPLOADS:
+                proxy.strike(kind, body)
+            elif kind not in _OF_ANSWERS:
+                proxy.strike(kind)
             if kind == "reset":
                 self._reset()
                 return
@@ -170,7 +189,7 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
             try:
                 upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
-                    if name.lower() not in _HOP:
+                    if name.lower() not in (_HOP | (_CONDITIONS if self.command == "PUT" else set())):
                         upstream.putheader(name, value)
                 if body or self.command in ("PUT", "POST"):
                     upstream.putheader("Content-Length", str(len(body)))
@@ -204,6 +223,8 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
             self.connection.close()
 
         def _send(self, data: bytes, kind: str | None) -> None:
+            if kind in _OF_ANSWERS:
+                proxy.strike(kind, data)
             if kind == "corrupt" and data:
                 data = _flipped(data, proxy.spot(len(data)))
             if kind == "truncate":

@@ -7,6 +7,7 @@ submitted it. Whether it runs is told by a lock that its supervisor holds, never
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from cli.clusters.base import JobRequest, JobState, JobStatus, LogLine
-from cli.clusters.supervisor import left_behind
+from cli.clusters.supervisor import ROOM, left_behind
 from cli.settings import Settings
-from jobs.specs import FATAL_CODES, ConfigError, ExitCode, load_json
+from jobs.specs import FATAL_CODES, ConfigError, ExitCode, TemporaryError, load_json
 
 #: Times that a process of a stage is started again, and seconds that it has after SIGTERM: as in the Job templates.
 RETRIES = {"scrape": 3, "preprocess": 2, "train": 4, "generate": 2, "driver": 3}
@@ -79,6 +80,8 @@ class LocalCluster:
             self.folder.mkdir(parents=True, exist_ok=True)
             lock = self._lock_new(job, request)
         except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise TemporaryError(f"the disk of {self.folder} is full; free some space and try again") from error
             raise ConfigError(f"cannot keep Jobs in {self.folder}: {error.strerror}") from error
         if lock is None:
             found = self.get(request.name)
@@ -97,12 +100,13 @@ class LocalCluster:
             self.sweep()
             fresh = self.folder / f".{request.name}.{os.getpid()}.{time.monotonic_ns()}"
             fresh.mkdir(mode=0o700)
-            (fresh / "job.json").write_text(json.dumps(self._describe(request)), encoding="utf-8")
             try:
+                (fresh / "job.json").write_text(json.dumps(self._describe(request)), encoding="utf-8")
+                (fresh / "pid").write_text(ROOM)
                 fresh.rename(job)  # a Job appears whole or not at all
             except OSError:
-                shutil.rmtree(fresh)  # somebody else made it this moment: adopt theirs
-                if not job.is_dir():
+                shutil.rmtree(fresh)
+                if not job.is_dir():  # else somebody else made it this moment: adopt theirs
                     raise
         lock = os.open(job / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -234,7 +238,7 @@ class LocalCluster:
 
     def annotate(self, name: str, notes: dict[str, str]) -> None:
         """Keep the notes in the Job's folder."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # the folder is gone, or the disk is full: they are for people to look at
             (self.folder / name / "notes.json").write_text(json.dumps(notes, ensure_ascii=False), encoding="utf-8")
 
     def logs(

@@ -35,6 +35,8 @@ INTERRUPTED = 143  # 128 + SIGTERM, as shells count
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+#: A Job's ``pid`` before it has a supervisor: room for the number, which finds a place when the disk is full, too.
+ROOM = " " * 20
 HELD = ".held"  # the lock in a process's folder for temporary files; the process's number stands in it
 
 
@@ -264,7 +266,9 @@ def main() -> None:
     os.set_inheritable(int(sys.argv[2]), False)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     supervisor = Supervisor(folder)
-    (folder / "pid").write_text(str(os.getpid()))
+    told = os.open(folder / "pid", os.O_WRONLY | os.O_CREAT, 0o600)  # an older version's Jobs lack it
+    os.write(told, str(os.getpid()).encode().ljust(len(ROOM)))
+    os.close(told)
     with contextlib.suppress(FileNotFoundError):  # the folder is taken away when a cancelled Job is deleted
         supervisor.run()
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
-from tests.chaos.plan import Plan
-from tests.chaos.rounds import Result, make_reference, play
+from tests.chaos.rounds import Result, play_all
 
 
 def main() -> int:
@@ -19,6 +20,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the first round; each one has the next number")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rounds side by side")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so many")
     parser.add_argument("--folder", type=Path, help="where rounds with violations are kept")
     parser.add_argument("--json", type=Path, help="append a line for each round to this file")
@@ -26,19 +28,19 @@ def main() -> int:
     base = options.folder or Path(tempfile.mkdtemp(prefix="bugurt-chaos-"))
     base.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    work = Path(tempfile.mkdtemp(prefix="reference-", dir=base))
-    reference = make_reference(work)
     results: list[Result] = []
-    for seed in range(options.seed, options.seed + options.rounds):
-        if time.monotonic() - began > options.seconds:
-            break
-        result = play(Plan.of(seed), reference, base)
-        results.append(result)
-        show(result)
-        if options.json:
-            with options.json.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(plain(result)) + "\n")
-    summary(results, base)
+    try:
+        seeds = range(options.seed, options.seed + options.rounds)
+        for result in play_all(seeds, base, jobs=options.jobs, seconds=options.seconds):
+            results.append(result)
+            show(result)
+            if options.json:
+                with options.json.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(plain(result)) + "\n")
+    finally:
+        summary(results, base, time.monotonic() - began)
+        if options.folder is None and not any(r.violations for r in results):
+            shutil.rmtree(base)
     return int(any(r.violations for r in results))
 
 
@@ -51,6 +53,7 @@ def plain(result: Result) -> dict[str, object]:
         "requests": result.requests,
         "faults": result.faults,
         "kills": result.kills,
+        "told": result.told,
         "violations": result.violations,
     }
 
@@ -67,21 +70,30 @@ def show(result: Result) -> None:
         print(f"        ! {sentence}", flush=True)
 
 
-def summary(results: list[Result], base: Path) -> None:
+def summary(results: list[Result], base: Path, seconds: float) -> None:
     """All rounds together."""
     faults: Counter[str] = Counter()
     kills: Counter[str] = Counter()
+    told: Counter[str] = Counter()
     for result in results:
         faults.update(result.faults)
         kills.update(result.kills)
+        told.update(result.told)
     broken = [r.plan.seed for r in results if r.violations]
     print()
     rows = [
         ("rounds", len(results)),
-        ("seconds", round(sum(r.seconds for r in results))),
+        ("rounds without warm processes", sum(r.plan.plain for r in results)),
+        ("rounds from Telegram", sum(r.plan.telegram for r in results)),
+        ("rounds with two pipelines at once", sum(r.plan.twins > 1 for r in results)),
+        ("rounds with a clock that differs", sum(r.plan.skew != 0 for r in results)),
+        ("rounds on a small disk", sum(r.plan.small_disk for r in results)),
+        ("seconds", round(seconds)),
+        ("seconds a round", round(seconds / max(1, len(results)), 1)),
         ("requests", sum(r.requests for r in results)),
         *((f"fault {kind}", count) for kind, count in sorted(faults.items())),
         ("faults in all", sum(faults.values())),
+        *((f"told: {words}", count) for words, count in sorted(told.items())),
         *((kind, count) for kind, count in sorted(kills.items())),
         ("kills in all", sum(kills.values())),
         ("rounds with violations", len(broken)),

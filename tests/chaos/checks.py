@@ -111,6 +111,23 @@ def told(world: World, plan: Plan) -> Iterator[str]:
                 break
 
 
+#: What processes say about the weather, by what it is.
+_WORDS = {
+    "a full disk": re.compile(r"disk is full|No space left|cannot write state\.json|cannot start a process"),
+    "waiting for another's lease": re.compile(r"waiting: .* is at work on the same thing"),
+    "interrupted": re.compile(r"interrupted by"),
+}
+
+
+def words(world: World) -> Counter[str]:
+    """How many lines of the Jobs' logs tell of what."""
+    found: Counter[str] = Counter()
+    for log in world.logs():
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            found.update(kind for kind, pattern in _WORDS.items() if pattern.search(line))
+    return found
+
+
 def _last_error(text: str) -> str:
     lines = [line for line in text.splitlines() if "error" in line.lower()]
     return (lines or text.splitlines() or [""])[-1][:400]

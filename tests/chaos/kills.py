@@ -60,8 +60,8 @@ class Killer(threading.Thread):
             if not targets:
                 continue
             # The kind first: there are as many supervisors as there are stages and drivers together.
-            kind = self._random.choice(sorted({name_of(c).partition(".")[0] for c in targets.values()}))
-            pid = self._random.choice([p for p, c in targets.items() if name_of(c).partition(".")[0] == kind])
+            kind = self._random.choice(sorted({name_of(c) for c in targets.values()}))
+            pid = self._random.choice([p for p, c in targets.items() if name_of(c) == kind])
             name = name_of(targets[pid])
             hard = self._random.random() < (0.9 if name.endswith("supervisor") else 0.65)
             try:

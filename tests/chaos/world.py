@@ -19,6 +19,7 @@ from typing import Any
 
 from cli.clusters.base import JobState, JobStatus
 from cli.clusters.local import LocalCluster
+from tests import warm
 from tests.projects import Done, Project
 from tests.s3_faults import FaultyS3, faulty_s3
 
@@ -102,11 +103,9 @@ class World:
             folder,
             {
                 **kept,
-                "PYTHONPATH": str(ROOT),
                 "COLUMNS": "200",
                 "TMPDIR": str(tmp),
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
+                **warm.ENV,
                 "BUGURT_LOCAL_BACKOFF": "0.1",
                 "BUGURT_S3_ENDPOINT": self.proxy.endpoint,
                 "BUGURT_S3_BUCKET": BUCKET,
@@ -119,11 +118,11 @@ class World:
         self.projects.append(project)
         return project
 
-    def limit_disk(self, project: Project, mebibytes: int) -> bool:
+    def limit_disk(self, project: Project, kibibytes: int) -> bool:
         """Give a project's Jobs a small disk; False where this machine does not let us mount one."""
         jobs = project.folder / ".bugurt" / "jobs"
         jobs.mkdir(parents=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(jobs)]
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kibibytes}k", "tmpfs", str(jobs)]
         if os.geteuid() != 0 or subprocess.run(command, check=False, capture_output=True).returncode:
             return False
         self.mounted.append(jobs)
@@ -133,6 +132,18 @@ class World:
         """Somebody has cleaned up."""
         for folder in self.mounted:
             subprocess.run(["mount", "-o", "remount,size=1g", str(folder)], check=True)
+
+    def logs(self) -> list[Path]:
+        """The logs of all Jobs."""
+        return sorted(self.folder.glob("*/.bugurt/jobs/*/*.log"))
+
+    def logged(self) -> int:
+        """Bytes that the Jobs have logged."""
+        size = 0
+        for log in self.logs():
+            with contextlib.suppress(FileNotFoundError):  # a Job may be taken away meanwhile
+                size += log.stat().st_size
+        return size
 
     def run(self, project: Project, *arguments: str) -> Done:
         """``bugurt`` in a project, written down for the checks."""
@@ -177,7 +188,11 @@ def new_world(folder: Path, fill: Callable[[Path], None] = lambda bucket: None) 
             yield world
         finally:
             for place in world.mounted:
+                kept = place.with_name("jobs-kept")
+                shutil.copytree(place, kept)  # for people to look at, if anything was violated
                 subprocess.run(["umount", "--lazy", str(place)], check=False)
+                place.rmdir()
+                kept.rename(place)
 
 
 def manifests(bucket: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

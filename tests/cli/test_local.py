@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -447,3 +448,50 @@ def test_deleting_stops_the_process_and_removes_the_job(project: Project, slow: 
     pid = (project.folder / "go.pid").read_text().split()[0]
     assert not Path(f"/proc/{pid}").exists()
     slow.delete("r-scrape-1")  # no error
+
+
+def test_a_full_disk_is_nobodys_mistake(project: Project) -> None:
+    """Jobs can be made again once there is space; those that are there are seen through."""
+    jobs = project.folder / ".bugurt" / "jobs"
+    jobs.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(jobs)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount one")
+    try:
+        with (jobs / ".filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"x" * 4096):
+                pass
+        assert "is full; free some space and try again" in project.fails(75, *SCRAPE)
+        assert sorted(f.name for f in jobs.iterdir()) == [".filling"]
+        os.truncate(jobs / ".filling", 40_000)
+        project.ok("submit", "scrape", "--source", "posts.txt", "--detach")
+        subprocess.run(["mount", "-o", "remount,size=8m", str(jobs)], check=True)
+        project.ok(*SCRAPE)
+        assert not any(log.stat().st_size for log in jobs.glob("*/supervisor.log"))
+    finally:
+        project.ok("down", "--force")
+        subprocess.run(["umount", "--lazy", str(jobs)], check=True)
+
+
+def test_a_supervisor_tells_its_number_on_a_full_disk(tmp_path: Path) -> None:
+    """Else nobody could end its Job."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a small disk needs the right to mount one")
+    try:
+        cluster = LocalCluster(tmp_path / "jobs", cwd=tmp_path, s3_env=dict)
+        spec = {"stage": "scrape", "source": "source/" + "a" * 20}
+        vars(cluster)["_spawn"] = lambda job, lock: None
+        cluster.create(JobRequest(name="job", run="run", component="scrape", spec=spec))
+        with (tmp_path / "filling").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while file.write(b"x" * 4096):
+                pass
+        del vars(cluster)["_spawn"]
+        cluster.create(JobRequest(name="job", run="run", component="scrape", spec=spec))
+        assert list(cluster.watch("job"))
+        assert int((tmp_path / "jobs" / "job" / "pid").read_text()) > 0
+        cluster.annotate("job", {"x": "y"})
+        log = (tmp_path / "jobs" / "job" / "supervisor.log").read_text()
+        assert "Traceback" not in log
+    finally:
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)

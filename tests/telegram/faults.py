@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
@@ -82,6 +83,13 @@ class Faults:
     def meeting(self, method: str) -> list[Fault]:
         """The faults that meet this call; every rule counts it."""
         return [fault for fault in self._faults if fault.meets(method)]
+
+    def fired(self) -> dict[str, int]:
+        """How often each kind of fault struck."""
+        count: Counter[str] = Counter()
+        for fault in self._faults:
+            count[f"at Telegram: {fault.message or fault.kind}"] += fault.fired
+        return dict(count)
 
     @classmethod
     def from_json(cls, text: str) -> Faults:
