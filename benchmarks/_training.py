@@ -31,11 +31,12 @@ from jobs.style import QUANTILES, STYLE_FILE, Form, Style, quantile_key
 from jobs.train.data import Blocks, Rows, steps_for
 from jobs.train.head import choose_head, use_fused_gelu
 from jobs.train.journal import Journal
-from jobs.train.loop import ENDLESS, quiet_transformers
+from jobs.train.loop import quiet_transformers
 from jobs.train.models import SHAPES, load_tokenizer
-from jobs.train.plan import Plan
+from jobs.train.plan import ENDLESS, Plan
 from jobs.train.presets import PRESETS, Settings
 from jobs.train.trainer import PostTrainer, arguments
+from jobs.train.warm_start import warm_start
 
 FORTUNES = Path("/usr/share/games/fortunes/ru")
 SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "posts.txt"
@@ -221,6 +222,7 @@ def train_ours(
     quiet_transformers()
     s = settings or PRESETS["default"][1]
     s = replace(s, learning_rate=rate, max_minutes=seconds / 60 if steps is None else None)
+    from_nothing = model is None
     model = model or model_of(corpus.tokenizer, dropout=s.dropout or 0.0, attention="sdpa", seed=seed)
     use_fused_gelu(model)
     train, held_out = corpus.blocks(corpus.train), corpus.blocks(corpus.held_out)
@@ -247,6 +249,8 @@ def train_ours(
             checkpoint_seconds=math.inf,
             clock=clock,
         )
+        if from_nothing:
+            warm_start(plan, model, "fp32")
         trainer = PostTrainer(
             plan, model, arguments(plan, precision="fp32", compiled=False, activation_checkpointing=False), 0
         )

@@ -51,7 +51,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "upload": 1,
     "scrape": 1,
     "preprocess": 1,
-    "train": 1,
+    "train": 2,
     "mirror": 1,
     "generate": 2,
 }
@@ -322,6 +322,12 @@ class TrainSpec(StageSpec):
     lora: LoraSettings | None = None
     early_stopping_patience: int | None = Field(None, ge=1, description="evaluations without a better loss")
     eval_steps: int | None = Field(None, ge=1, description="steps between evaluations; unset: each epoch")
+    warm_start_passes: float | None = Field(
+        None,
+        ge=0,
+        le=1000,
+        description="scratch:SIZE begins as a bigram model, fitted so long; 0: it does not",
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_steps: int | None = operational(None, "steps between checkpoints; unset: by time only", ge=1)
     checkpoint_minutes: float = operational(10.0, "minutes between checkpoints", gt=0)

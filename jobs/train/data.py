@@ -64,6 +64,14 @@ class Blocks(Dataset[Block]):  # type: ignore[misc]
         """Tokens of the longest post or piece."""
         return max((int(part.max()) for part in self._lengths), default=0)
 
+    def pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """All tokens that have a next one in their post or piece, and those next ones."""
+        inner = np.ones(len(self._ids), dtype=bool)
+        if self._lengths:
+            inner[np.cumsum(np.concatenate(self._lengths)) - 1] = False
+        at = np.flatnonzero(inner)
+        return self._ids[at].astype(np.int64), self._ids[at + 1].astype(np.int64)
+
     @classmethod
     def from_lists(cls, blocks: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Blocks:
         """From (token ids, lengths) pairs."""

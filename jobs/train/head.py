@@ -24,6 +24,11 @@ LEAST_ROWS = 64  # below this, matrix products are slow for other reasons
 TOLERANCE = 1e-4
 
 
+def rows_at_a_time(vocabulary: int, cuda: bool) -> int:
+    """Of how many rows the logits are made at once."""
+    return max(LEAST_ROWS, (GPU_LOGITS if cuda else CPU_LOGITS) // vocabulary)
+
+
 class PlainHead:
     """The model makes its logits itself; the loss is taken of them."""
 
@@ -73,7 +78,7 @@ class _ChunkedNats(torch.autograd.Function):  # type: ignore[misc]
         used = hidden if len(kept) == len(hidden) else hidden[kept]
         targets = labels[kept]
         vocabulary = weight.shape[0]
-        rows = max(LEAST_ROWS, (GPU_LOGITS if hidden.is_cuda else CPU_LOGITS) // vocabulary)
+        rows = rows_at_a_time(vocabulary, hidden.is_cuda)
         cast = weight.to(hidden.dtype)
         grad_hidden = torch.empty_like(used) if for_hidden else None
         grad_weight = torch.zeros_like(weight) if for_weight else None

@@ -31,6 +31,7 @@ class Journal:
     worse: int = 0  # evaluations since the best
     tokens: int = 0  # predicted tokens that were trained on
     seconds: float = 0.0
+    warm_start_seconds: float = 0.0  # of those, before the first step
     attempts: int = 1
     evaluation_due: bool = False  # a signal cut the evaluation of this step short
     window_loss: float = 0.0
@@ -60,6 +61,10 @@ class Journal:
         self.window_steps = 0
         self.history.append(entry)
         return entry
+
+    def warm_start(self, steps: int, loss: float) -> None:
+        """Append the record of a start from counts: so many steps before the first, and the loss they came to."""
+        self.history.append({"step": 0, "epoch": 0.0, "warm_start_steps": steps, "warm_start_loss": loss})
 
     def evaluated(self, step: int, epoch: float, loss: float, bits: float) -> bool:
         """Append an evaluation; True when it is the best so far."""

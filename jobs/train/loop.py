@@ -22,14 +22,13 @@ from jobs.train.keeper import Ended, Keeper, full_disk_said
 from jobs.train.launch import TooLarge
 from jobs.train.models import Base, is_scratch, load_base, load_tokenizer, one_line
 from jobs.train.packing import choose_layout
-from jobs.train.plan import Plan
+from jobs.train.plan import ENDLESS, Plan
 from jobs.train.presets import Settings, resolve
 from jobs.train.surroundings import check_compiling, out_of_memory, precision_of, release_memory
 from jobs.train.trainer import PostTrainer, arguments
+from jobs.train.warm_start import warm_start
 
 log = logging.getLogger(__name__)
-
-ENDLESS = 10**9  # steps, when only time ends a training
 
 
 @dataclass
@@ -320,6 +319,8 @@ class Session:
             activation_checkpointing=spec.gradient_checkpointing,
         )
         args.eval_on_start = self.journal.evaluation_due
+        if base.from_scratch and first_step == 0:
+            warm_start(plan, base.model, self.precision)
         return PostTrainer(plan, base.model, args, first_step)
 
 
@@ -355,6 +356,7 @@ def finish(
         "stopped_early": keeper.stopped_early,
         "tokens_per_second": round(keeper.speed(), 1),
         "training_seconds": round(journal.seconds, 1),
+        "warm_start_seconds": round(journal.warm_start_seconds, 1),
         "saving_seconds": round(keeper.seconds_saving, 2),
         "upload_seconds": round(session.uploader.seconds_uploading, 2) if session.uploader else 0.0,
         "attempts": journal.attempts,

@@ -15,6 +15,8 @@ from jobs.train.journal import Journal
 from jobs.train.packing import Collate
 from jobs.train.presets import Settings, warmup_of
 
+ENDLESS = 10**9  # steps, when only time ends a training
+
 
 @dataclass
 class Plan:

@@ -23,7 +23,8 @@ class Settings:
 
     ``batch_size`` and ``gradient_accumulation_steps``: blocks a step and process, and how many of those a step
     of the optimiser sums up. ``warmup_steps`` wins over ``warmup_ratio`` (of all steps). ``dropout`` None: as the
-    model's configuration has it.
+    model's configuration has it. ``warm_start_passes``: how often a model from nothing sees each counted context
+    before it sees posts; see ``warm_start``.
     """
 
     epochs: float = 5.0
@@ -41,6 +42,7 @@ class Settings:
     dropout: float | None = None
     early_stopping_patience: int | None = None
     eval_steps: int | None = None
+    warm_start_passes: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -69,6 +71,7 @@ _SCRATCH = replace(
     weight_decay=0.1,
     dropout=0.0,
     early_stopping_patience=None,
+    warm_start_passes=10.0,
 )
 _TINY = replace(_SCRATCH, epochs=20.0, batch_size=8, learning_rate=1e-3)
 
@@ -90,6 +93,8 @@ def resolve(spec: TrainSpec, *, from_scratch: bool) -> Settings:
     base = PRESETS[spec.preset][1 if from_scratch else 0]
     names = set(Settings.__dataclass_fields__) & set(TrainSpec.model_fields)
     given = {n: v for n in sorted(names) if (v := getattr(spec, n)) is not None}
+    if spec.warm_start_passes and not from_scratch:
+        raise SpecError("the spec: 'warm_start_passes' is for models from nothing (scratch:SIZE)")
     if spec.warmup_ratio is not None:
         given["warmup_steps"] = None
     return replace(base, **given)

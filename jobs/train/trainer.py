@@ -141,7 +141,8 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         total = plan.total_steps
         done = step / total
         if s.max_minutes is not None:
-            by_time = plan.journal.seconds / (60 * s.max_minutes)
+            before = plan.journal.warm_start_seconds
+            by_time = (plan.journal.seconds - before) / max(1e-9, 60 * s.max_minutes - before)
             if by_time > done:
                 done, total = min(1.0, by_time), max(1, round(step / by_time))
         return schedule(s, step, done, total)

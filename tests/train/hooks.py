@@ -165,3 +165,24 @@ def signal_in_the_first_step() -> None:
         return forward(self, *args, **kwargs)
 
     GPT2LMHeadModel.forward = interrupted
+
+
+def signal_in_the_warm_start() -> None:
+    """SIGTERM in its third step; there must be no fourth."""
+    import os
+    import signal
+
+    from jobs.train.warm_start import Fit
+
+    step = Fit.step
+    calls = 0
+
+    def interrupted(self: Fit, done: float) -> float:
+        nonlocal calls
+        calls += 1
+        assert calls <= 3, "it went on"
+        if calls == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, done)
+
+    Fit.step = interrupted  # type: ignore[method-assign]

@@ -16,8 +16,7 @@ import torch
 from jobs.artifacts import ArtifactStore
 from jobs.specs import SpecError, TrainSpec
 from jobs.train.journal import Journal
-from jobs.train.loop import ENDLESS
-from jobs.train.plan import schedule
+from jobs.train.plan import ENDLESS, schedule
 from jobs.train.presets import PRESETS, Settings, resolve, warmup_of
 from jobs.train.trainer import PostTrainer
 from tests.train import hooks
