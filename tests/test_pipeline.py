@@ -68,6 +68,7 @@ def assert_whole(project: Project) -> None:
     assert list((project.folder / ".bugurt" / "jobs").glob("*/tmp")) == []
 
 
+@pytest.mark.plain
 @pytest.mark.slow
 def test_the_whole_way(small: Project) -> None:
     said = small.ok(*submit(small), "--wait")
