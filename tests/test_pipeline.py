@@ -71,6 +71,7 @@ def assert_whole(project: Project) -> None:
 @pytest.mark.plain
 @pytest.mark.slow
 def test_the_whole_way(small: Project) -> None:
+    del small.env["OMP_NUM_THREADS"]  # as a user has it
     said = small.ok(*submit(small), "--wait")
     run = said.split()[1]
     status = small.json("status", run)
