@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -9,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +21,8 @@ from typing import Any
 import hypothesis
 import pytest
 
+from tests import warm
+
 ROOT = Path(__file__).resolve().parent.parent
 # The same examples in each run, so that a failure is everybody's; HYPOTHESIS_PROFILE=explore draws new ones, and more.
 hypothesis.settings.register_profile("steady", derandomize=True, deadline=None, database=None)
@@ -26,6 +30,9 @@ hypothesis.settings.register_profile("explore", max_examples=1000, deadline=None
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "steady"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Several tests run at a time, and over matrices as small as theirs the threads of one only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+warm.keep_descriptions()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -46,6 +53,46 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         del short[:rest]
         given += size
     items += short
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_processes() -> Iterator[None]:
+    """The stages' processes are forked from one that has their libraries loaded (``tests.warm``)."""
+    with warm.when_needed():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def plain_processes(request: pytest.FixtureRequest, warm_processes: None) -> Iterator[None]:
+    """In tests marked ``plain``, or with BUGURT_TESTS_PLAIN in all, processes start as a container starts them."""
+    if request.node.get_closest_marker("plain") or os.environ.get("BUGURT_TESTS_PLAIN"):
+        with warm.plainly():
+            yield
+    else:
+        yield
+
+
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """``made_once(name, make)``: a folder that the first process of the session to need it fills for all of them."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder = shared / name
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                half = Path(tempfile.mkdtemp(dir=shared))
+                make(half)
+                half.rename(folder)
+        return folder
+
+    return made
 
 
 @dataclass(frozen=True)
@@ -163,15 +210,19 @@ class StageResult:
 RunStage = Callable[..., StageResult]
 
 
+def clean_env() -> dict[str, str]:
+    """The environment without the variables that bugurt and boto3 read."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("BUGURT_", "AWS_"))}
+
+
 def stage_env(s3_env: dict[str, str], run: str, extra: dict[str, str] | None = None) -> dict[str, str]:
     """A clean environment for a stage's process."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BUGURT_", "AWS_"))}
-    return {**kept, **s3_env, "BUGURT_RUN": run, "PYTHONPATH": str(ROOT), **(extra or {})}
+    return {**clean_env(), **s3_env, "BUGURT_RUN": run, "PYTHONPATH": str(ROOT), **(extra or {})}
 
 
 @pytest.fixture
 def run_stage(s3_env: dict[str, str], tmp_path: Path) -> RunStage:
-    """Run a stage exactly as its container would: ``run_stage(spec, run="r", env={...}) -> StageResult``."""
+    """Run a stage by the command of its container: ``run_stage(spec, run="r", env={...}) -> StageResult``."""
 
     def run(spec: Any, *, run: str = "test", env: dict[str, str] | None = None, timeout: float = 240) -> StageResult:
         data = spec if isinstance(spec, dict) else spec.model_dump(mode="json")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cli.main import main
+from tests.conftest import ROOT, clean_env
 
 POSTS = """ПОСТАВИЛ ЧАЙНИК
 @
@@ -96,9 +97,7 @@ def new_project(folder: Path) -> Iterator[Project]:
     """An empty project with a small text source, ``posts.txt``; everything in it is stopped at the end."""
     folder.mkdir()
     (folder / "posts.txt").write_text(POSTS, encoding="utf-8")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("BUGURT_", "AWS_"))}
-    root = Path(__file__).resolve().parents[1]
-    made = Project(folder, {**kept, "PYTHONPATH": str(root), "BUGURT_LOCAL_BACKOFF": "0.1", "COLUMNS": "200"})
+    made = Project(folder, {**clean_env(), "PYTHONPATH": str(ROOT), "BUGURT_LOCAL_BACKOFF": "0.1", "COLUMNS": "200"})
     yield made
     (folder / "bugurt.toml").unlink(missing_ok=True)  # some tests break it
     done = made.run("down", "--force")

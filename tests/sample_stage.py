@@ -1,4 +1,4 @@
-"""A small stage that does what the tests of the stage contract need: ``python tests/sample_stage.py --spec …``."""
+"""A small stage that does what the tests of the stage contract need: ``python -m tests.sample_stage --spec …``."""
 
 from __future__ import annotations
 

@@ -68,8 +68,10 @@ def assert_whole(project: Project) -> None:
     assert list((project.folder / ".bugurt" / "jobs").glob("*/tmp")) == []
 
 
+@pytest.mark.plain
 @pytest.mark.slow
 def test_the_whole_way(small: Project) -> None:
+    del small.env["OMP_NUM_THREADS"]  # as a user has it
     said = small.ok(*submit(small), "--wait")
     run = said.split()[1]
     status = small.json("status", run)

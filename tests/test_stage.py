@@ -20,11 +20,9 @@ import pytest
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, ConfigError, ExitCode, Interrupted, NotFoundError, ScrapeSpec, SpecError
 from jobs.stage import StageContext, explain, load_spec
-from tests.conftest import ROOT, S3Server, StageResult, stage_env
+from tests.conftest import S3Server, StageResult, stage_env
 from tests.s3_faults import faulty_s3
 from tests.sample_stage import SampleSpec
-
-SCRIPT = str(ROOT / "tests" / "sample_stage.py")
 
 
 class Stage:
@@ -46,7 +44,8 @@ class Stage:
             arguments += ["--spec", str(path)]
         whole = {**stage_env(self.s3_env, run), "BUGURT_WORKDIR": str(self.workdir), "SAMPLE_QUICK": "1", **(env or {})}
         streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen}
-        return subprocess.Popen([sys.executable, SCRIPT, *arguments], env=whole, text=True, **streams)
+        command = [sys.executable, "-m", "tests.sample_stage", *arguments]
+        return subprocess.Popen(command, env=whole, text=True, **streams)
 
     def run(self, spec: Any, *options: str, **rest: Any) -> StageResult:
         return finish(self.start(spec, *options, **rest))
@@ -158,6 +157,7 @@ def test_a_damaged_manifest_is_made_again_by_force(stage: Stage) -> None:
     assert "committed" in stage.run({"name": "x"}, "--force", run="two").last
 
 
+@pytest.mark.plain
 def test_each_end_has_its_code_and_one_sentence(stage: Stage) -> None:
     ends = {
         "data": (65, "post 17: the text is wrong"),
@@ -287,6 +287,7 @@ def test_an_input_that_does_not_verify_is_bad_data(stage: Stage, store: Artifact
 # -- signals
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize(
     ("action", "number"),
     [("wait", signal.SIGTERM), ("loop", signal.SIGTERM), ("graceful", signal.SIGTERM), ("wait", signal.SIGINT)],
@@ -328,6 +329,7 @@ def test_a_second_attempt_goes_on_in_the_same_log(stage: Stage) -> None:
     assert "exit_code" not in progress
 
 
+@pytest.mark.plain
 def test_a_signal_at_any_moment_ends_in_one_of_two_ways(stage: Stage) -> None:
     """Either it is committed and exits 0, or nothing is there and it exits 143; before Python has begun, it dies."""
     moments = random.Random(20261124)
@@ -393,6 +395,7 @@ def test_one_that_waits_can_be_stopped(stage: Stage) -> None:
 # -- what is left at the end
 
 
+@pytest.mark.plain
 def test_output_arrives_whole_although_threads_are_left(stage: Stage) -> None:
     process = stage.start({"action": "thread"})
     out, err = process.communicate(timeout=60)
@@ -404,6 +407,7 @@ def test_output_arrives_whole_although_threads_are_left(stage: Stage) -> None:
     assert stage.leftovers() == []
 
 
+@pytest.mark.plain
 def test_readers_that_go_away_do_not_change_the_end(stage: Stage) -> None:
     process = stage.start({"action": "thread"})
     assert process.stdout is not None

@@ -184,6 +184,7 @@ def test_each_step_has_its_own_log_and_progress(store: ArtifactStore, run_stage:
 # -- the command line on one machine
 
 
+@pytest.mark.slow
 def test_several_files_in_one_run(project: Project) -> None:
     (project.folder / "more.txt").write_text("ПОЗВАЛ ГОСТЕЙ\n@\nГОСТИ ПОЗВАЛИ ТЕБЯ\n", encoding="utf-8")
     (project.folder / "broken.json").write_text('{"messages": [', encoding="utf-8")
@@ -243,6 +244,7 @@ def secrets_of(server: TelegramServer, env: dict[str, str]) -> dict[str, str]:
     return {"session": session[1:60], "api_hash": env["BUGURT_TELEGRAM_API_HASH"], "phone": server.api.account.phone}
 
 
+@pytest.mark.plain
 def test_two_channels_and_nothing_of_the_session_in_sight(server: ServerThread, tmp_path: Path) -> None:
     """From the command line to the bucket: the session is in the 0600 file and in the processes' environment alone.
 

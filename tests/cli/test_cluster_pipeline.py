@@ -34,7 +34,7 @@ def run_container(module: str, env: dict[str, str], folder: Path, *args: str) ->
     for place in places.values():
         Path(place).mkdir(parents=True, exist_ok=True)
     env = {**env, "TMPDIR": "/tmp"}  # as in the pod; a socket's path must be short
-    whole = {**clean_env(), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", **env, **places}
+    whole = {**clean_env(), "PYTHONPATH": str(ROOT), **env, **places}
     return subprocess.run(
         [sys.executable, "-m", module, *args],
         env=whole,

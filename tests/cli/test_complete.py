@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.complete import PATIENCE
 from tests.projects import Project, new_project
 
 RUNS = ("cats-111111", "cats-222222", "dogs-333333")
@@ -39,8 +40,9 @@ def write(path: Path) -> None:
 
 PROGRAM = """
 import json, os, sys
-import cli.settings
+import cli.complete, cli.settings
 from cli.main import main
+cli.complete.PATIENCE = float(sys.argv[1])
 sys.argv = ["bugurt"]
 for line in json.load(sys.stdin):
     print("=", flush=True)
@@ -52,13 +54,16 @@ for line in json.load(sys.stdin):
 """
 
 
-def complete_all(project: Project, lines: Sequence[str], env: dict[str, str] | None = None) -> list[list[str]]:
+def complete_all(
+    project: Project, lines: Sequence[str], env: dict[str, str] | None = None, *, patience: float = 60.0
+) -> list[list[str]]:
     """What bash would offer at the end of each line. Nothing else may be printed, and there is no failure.
 
-    Each line has a process of its own, forked from one that has done the imports.
+    Each line has a process of its own, forked from one that has done the imports. They wait for ``patience`` seconds:
+    what is offered must not depend on how busy this machine is, and how long a user waits has a test of its own.
     """
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=project.folder, env={**project.env, **(env or {})},
+        [sys.executable, "-c", PROGRAM, str(patience)], cwd=project.folder, env={**project.env, **(env or {})},
         input=json.dumps(lines), capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert done.stderr == ""
@@ -66,9 +71,9 @@ def complete_all(project: Project, lines: Sequence[str], env: dict[str, str] | N
     return [part.split() for part in done.stdout.split("=\n")[1:]]
 
 
-def complete(project: Project, line: str, env: dict[str, str] | None = None) -> list[str]:
+def complete(project: Project, line: str, env: dict[str, str] | None = None, **options: float) -> list[str]:
     """As ``complete_all``, for one line."""
-    (found,) = complete_all(project, [line], env)
+    (found,) = complete_all(project, [line], env, **options)
     return found
 
 
@@ -110,7 +115,7 @@ def test_nobody_waits_for_a_bucket_that_does_not_answer(place: Project, s3_env: 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         env = {**s3_env, "BUGURT_S3_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}"}
         before = time.monotonic()
-        assert complete(place, "bugurt status ", env) == []
+        assert complete(place, "bugurt status ", env, patience=PATIENCE) == []
         assert time.monotonic() - before < 20  # botocore's own patience is minutes
 
 

@@ -31,6 +31,7 @@ def posts_ref(project: Project) -> str:
     return str(found["ref"])
 
 
+@pytest.mark.plain
 def test_a_stage_is_done_once_and_found_afterwards(project: Project) -> None:
     first = project.ok(*SCRAPE)
     assert "submitted" in first and "succeeded" in first
@@ -61,6 +62,7 @@ def test_force_does_it_again(project: Project) -> None:
     assert after["created"] > before and after["run"].endswith("-2")
 
 
+@pytest.mark.plain
 def test_a_run_outlives_the_command_that_submitted_it(project: Project) -> None:
     project.ok("submit", "scrape", "--source", "posts.txt", "--detach")
     (run,) = [r["run"] for r in project.json("runs")]
@@ -273,6 +275,7 @@ def _serves(cmdline: Path, state: Path) -> bool:
     return b"serve" in text and str(state).encode() in text
 
 
+@pytest.mark.plain
 def test_no_secret_is_in_arguments_or_jobs_folders(project: Project) -> None:
     project.ok(*SCRAPE)
     secret = json.loads((project.folder / ".bugurt" / "s3.json").read_text())["secret_access_key"].encode()
@@ -358,6 +361,7 @@ def test_a_killed_process_is_started_again(
     assert status is not None and status.restarts == 1
 
 
+@pytest.mark.plain
 def test_a_job_whose_supervisor_was_killed_goes_on_when_asked_again(project: Project, slow: LocalCluster) -> None:
     slow.create(request(project))
     wait_for_start(project, 1)
@@ -414,6 +418,7 @@ def test_a_supervisor_that_takes_over_lets_the_processes_before_end_first(projec
     assert not checkpoint.exists() and not (job / "tmp").exists()
 
 
+@pytest.mark.plain
 def test_what_killed_processes_left_goes_with_the_next_job(project: Project, slow: LocalCluster) -> None:
     slow.create(request(project))
     wait_for_start(project, 1)

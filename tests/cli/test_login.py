@@ -88,6 +88,7 @@ def machine(tmp_path: Path) -> Iterator[Callable[..., Machine]]:
         yield start
 
 
+@pytest.mark.plain
 def test_code_and_password_then_logout(machine: Callable[..., Machine]) -> None:
     here = machine(account=Account(password="ёлки-палки"))
     done = here("login", *API, "--phone", PHONE, typed=f"00000\n{CODE}\nне тот\nёлки-палки\n")

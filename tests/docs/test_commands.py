@@ -92,6 +92,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         yield made
 
 
+@pytest.mark.slow
 def test_marked_commands_run(place: Project) -> None:
     for block in blocks("sh"):
         for words in commands(block.text) if block.run else ():

@@ -13,26 +13,30 @@ from jobs.artifacts import ArtifactStore
 from jobs.generate.stage import run
 from jobs.specs import GenerateSpec
 from jobs.stage import StageContext
+from tests.conftest import MadeOnce
 from tests.generate.batches import quiet
 from tests.generate.models import MadeModel, channel, make_model
 
 
 @pytest.fixture(scope="session")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
+def writer(made_once: MadeOnce) -> MadeModel:
     """A model that has learnt the channel's form and mixes it into new posts."""
-    return make_model(tmp_path_factory.mktemp("writer"), channel(800), steps=120)
+    texts = channel(800)
+    return MadeModel(made_once("writer", lambda folder: make_model(folder, texts, steps=120)), texts)
 
 
 @pytest.fixture(scope="session")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
+def untrained(made_once: MadeOnce) -> MadeModel:
     """Random weights with the writer's tokenizer and style."""
-    return make_model(tmp_path_factory.mktemp("untrained"), channel(800), steps=0)
+    texts = channel(800)
+    return MadeModel(made_once("untrained", lambda folder: make_model(folder, texts, steps=0)), texts)
 
 
 @pytest.fixture(scope="session")
-def parrot(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
+def parrot(made_once: MadeOnce) -> MadeModel:
     """A model that knows 24 posts by heart and little else."""
-    return make_model(tmp_path_factory.mktemp("parrot"), channel(24), steps=220)
+    texts = channel(24)
+    return MadeModel(made_once("parrot", lambda folder: make_model(folder, texts, steps=220)), texts)
 
 
 @pytest.fixture

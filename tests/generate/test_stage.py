@@ -25,7 +25,7 @@ from jobs.generate.stage import folder_of_parts
 from jobs.similarity import jaccard, shingles
 from jobs.specs import ConfigError, GenerateSpec
 from jobs.stage import StageContext
-from tests.conftest import RunStage, stage_env
+from tests.conftest import MadeOnce, RunStage, stage_env
 from tests.generate.batches import files_of, quiet, records, spec_of
 from tests.generate.models import MadeModel, channel, make_model, put_source
 
@@ -40,6 +40,7 @@ def report_of(store: ArtifactStore, ref: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.plain
 def test_a_batch(store: ArtifactStore, run_stage: RunStage, writer: MadeModel) -> None:
     spec = spec_of(writer.put(store))
     result = run_stage(spec)
@@ -148,6 +149,7 @@ def test_shards_kills_and_order_do_not_matter(
         assert files_of(store, ref) == expected
 
 
+@pytest.mark.plain
 def test_a_signal_ends_it_and_the_rest_is_done_later(
     store: ArtifactStore, run_stage: RunStage, writer: MadeModel, s3_env: dict[str, str], tmp_path: Path
 ) -> None:
@@ -214,9 +216,10 @@ def test_a_model_that_knows_its_posts_by_heart(store: ArtifactStore, run_stage: 
 
 
 @pytest.fixture(scope="session")
-def endless(tmp_path_factory: pytest.TempPathFactory) -> MadeModel:
+def endless(made_once: MadeOnce) -> MadeModel:
     """A model that goes on and on: in its training no post ended."""
-    return make_model(tmp_path_factory.mktemp("endless"), channel(60), steps=40, ends=False)
+    texts = channel(60)
+    return MadeModel(made_once("endless", lambda folder: make_model(folder, texts, steps=40, ends=False)), texts)
 
 
 def test_a_model_that_never_ends_a_post(store: ArtifactStore, run_stage: RunStage, endless: MadeModel) -> None:

@@ -101,6 +101,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 SPEC = PreprocessSpec(posts=POSTS, vocab_size=500, block_size=64, workers=1)
 
 
+@pytest.mark.plain
 def test_what_a_dataset_is(store: ArtifactStore, run_stage: RunStage, tmp_path: Path) -> None:
     made = channel(600)
     upload(store, made, tmp_path)

@@ -39,6 +39,7 @@ def packed(*members: tuple[str, bytes], compression: int = zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
+@pytest.mark.plain
 def test_an_export_becomes_posts(store: ArtifactStore, run_stage: RunStage) -> None:
     text = ["КУПИЛ 😀 ЧАЙНИК\n@\n", {"type": "text_link", "text": "БУГУРТ-ТРЕД", "href": "https://t.me/x"}, "\n#бугурт"]
     messages = [
@@ -255,6 +256,8 @@ def test_a_newer_export_adds_to_the_old_one(store: ArtifactStore, run_stage: Run
     assert "holds the posts of 'Бугурты' and not of 'Другой'" in result.last
 
 
+@pytest.mark.plain
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_export(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
     """30 MB more of export take less than as much memory: allocators keep some, nothing is kept whole."""
     held = []
@@ -394,6 +397,7 @@ def test_bad_input_is_told_in_one_sentence(store: ArtifactStore, tmp_path: Path,
     assert store.find(spec.ref()) is None
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("case", ["cut off", "zip bomb", "jsonl without text"])
 def test_bad_input_ends_the_process_well(store: ArtifactStore, run_stage: RunStage, case: str) -> None:
     name, data, sentence = BAD_SOURCES[case]

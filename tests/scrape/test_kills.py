@@ -73,6 +73,7 @@ def test_random_kills_lose_and_double_nothing(
     assert walking > KILLS // 3
 
 
+@pytest.mark.plain
 def test_sigterm_keeps_what_was_read(
     store: ArtifactStore, s3_env: dict[str, str], serve: Serve, tmp_path: Path
 ) -> None:
@@ -121,6 +122,7 @@ def test_an_interrupted_scrape_ends_with_the_same_shards(
     assert digests[0] == digests[1]
 
 
+@pytest.mark.plain
 @pytest.mark.slow
 def test_a_large_channel_with_everything_going_wrong(
     store: ArtifactStore, s3_env: dict[str, str], serve: Serve, tmp_path: Path
@@ -146,6 +148,7 @@ def test_a_large_channel_with_everything_going_wrong(
     assert max(before, after) < 250
 
 
+@pytest.mark.plain
 def test_memory_does_not_grow_with_the_channel(
     store: ArtifactStore, s3_env: dict[str, str], serve: Serve, tmp_path: Path
 ) -> None:

@@ -54,6 +54,7 @@ def secrets_of(server: TelegramServer, env: dict[str, str]) -> list[str]:
     return [session, session[1:60], env["BUGURT_TELEGRAM_API_HASH"], server.api.account.phone, "proxy-password"]
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("ending", ["well", "fatal", "later", "proxy"])
 def test_no_secret_gets_out(
     store: ArtifactStore, run_stage: RunStage, serve: Serve, s3_server: S3Server, s3_env: dict[str, str], ending: str

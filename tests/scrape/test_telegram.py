@@ -69,6 +69,7 @@ def scrape(run_stage: RunStage, running: ServerThread, spec: ScrapeSpec, **optio
     return run_stage(spec, env={**telegram_env(running.server), **options.pop("env", {})}, **options)
 
 
+@pytest.mark.plain
 def test_a_channel_arrives_whole(store: ArtifactStore, run_stage: RunStage, serve: Serve) -> None:
     channel = make_channel(1, 1500)
     running = serve(channel, faults=Faults(flood(1, at=3), cut(after_bytes=700, at=6), close(at=9), internal(at=11)))

@@ -1,64 +1,22 @@
-"""The train stage in processes that start at once: forked from a server that has the libraries loaded already.
-
-Importing torch and transformers takes seconds, and a test that kills a training twenty times would spend them
-twenty times. The forked process runs the stage's own ``main``, with real signals, exit codes and files.
-"""
+"""Attempts at a training: processes that a test reads, signals and kills."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import signal
+import subprocess
+import sys
 import uuid
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, TextIO
 
 from jobs.specs import TrainSpec
 from tests.conftest import stage_env
 
-context = multiprocessing.get_context("forkserver")
-_MODULES = ["jobs.train.loop", "jobs.train.lora", "jobs.train.run", "peft", "transformers.models.gpt2"]
-_server: int | None = None
-
-
-def run_server() -> None:
-    """Have the fork server that has the libraries.
-
-    A process has one, with what the first to need it wanted loaded: in a process that has tested preprocessing's
-    workers it would lack them, and each training would import them anew.
-    """
-    global _server  # noqa: PLW0603
-    server: Any = vars(forkserver)["_forkserver"]
-    if _server is None or server._forkserver_pid != _server:
-        server._stop()
-        server.set_forkserver_preload(_MODULES)
-        server.ensure_running()
-        _server = server._forkserver_pid
-
-
-def _child(env: dict[str, str], folder: str, argv: list[str], pipe: str, hook: Any) -> None:
-    os.environ.clear()
-    os.environ.update(env)
-    os.setpgrp()
-    os.chdir(folder)
-    target = os.open(pipe, os.O_WRONLY)
-    os.dup2(target, 2)
-    if hook is not None:
-        hook()
-    import torch
-
-    from jobs.stage import main
-    from jobs.train.run import run
-
-    torch.set_num_threads(1)
-    main(TrainSpec, run, argv=argv)
-
 
 class Fork:
-    """One attempt at a training. ``hook`` (a function of a module) runs in the process before the stage begins."""
+    """One attempt at a training. ``hook`` (of ``tests.train.hooks``) runs in the process before the stage begins."""
 
     def __init__(
         self,
@@ -68,27 +26,23 @@ class Fork:
         *,
         run: str = "test",
         env: dict[str, str] | None = None,
-        hook: Any = None,
+        hook: Callable[[], None] | None = None,
     ) -> None:
-        name = uuid.uuid4().hex[:8]
-        path, pipe = folder / f"spec-{name}.json", folder / f"log-{name}"
+        path = folder / f"spec-{uuid.uuid4().hex[:8]}.json"
         path.write_text(spec.model_dump_json(), encoding="utf-8")
-        os.mkfifo(pipe)
+        name = "-" if hook is None else hook.__name__
         self.lines: list[str] = []
-        self._process = context.Process(
-            target=_child,
-            args=(
-                stage_env(s3_env, run, {"OMP_NUM_THREADS": "1", **(env or {})}),
-                str(folder),
-                ["--spec", str(path), "--debug"],
-                str(pipe),
-                hook,
-            ),
-            daemon=True,
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.train.attempt", name, "--spec", str(path), "--debug"],
+            env=stage_env(s3_env, run, env),
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            start_new_session=True,
         )
-        run_server()
-        self._process.start()
-        self._log: TextIO = pipe.open(encoding="utf-8")
+        weakref.finalize(self, self._process.kill)  # a failed test leaves none behind
+        assert self._process.stderr is not None
+        self._log = self._process.stderr
 
     def read(self) -> Iterator[str]:
         """Log lines as they come."""
@@ -105,21 +59,18 @@ class Fork:
 
     def wait(self, seconds: float) -> bool:
         """Whether it ended by itself within so many seconds."""
-        self._process.join(seconds)
-        return self._process.exitcode is not None
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self._process.returncode is not None
 
     def end(self, number: int | None = None) -> int:
         """Send a signal, if one is given, and wait for the end; the exit code, negative for a signal's kill."""
         if number is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self._process.pid or 0, number)
+            self._process.send_signal(number)
         for _ in self.read():
             pass
-        self._process.join(120)
         self._log.close()
-        code = self._process.exitcode
-        assert code is not None
-        return code
+        return self._process.wait(120)
 
     @property
     def text(self) -> str:

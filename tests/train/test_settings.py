@@ -19,6 +19,7 @@ from jobs.train.journal import Journal
 from jobs.train.plan import ENDLESS, schedule
 from jobs.train.presets import PRESETS, Settings, resolve, warmup_of
 from jobs.train.trainer import PostTrainer
+from tests.conftest import MadeOnce
 from tests.train import hooks
 from tests.train.datasets import invented_posts, make_dataset
 from tests.train.forks import Fork
@@ -36,6 +37,24 @@ def trained(
     target = folder / spec.ref().replace("/", "-")
     store.download(spec.ref(), target)
     return spec, target
+
+
+@pytest.fixture
+def plain(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, made_once: MadeOnce) -> TrainSpec:
+    """The spec of a finished training of ``SPEC``: it is done once a session, and put into this test's bucket."""
+    spec = TrainSpec.model_validate({**SPEC, "dataset": make_dataset(store)})
+
+    def make(folder: Path) -> None:
+        trained(store, s3_env, tmp_path)
+        for entry in store.bucket.list(f"{spec.ref()}/"):
+            target = folder / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(store.bucket.get_bytes(entry.path))
+
+    made = made_once("plain-training", make)
+    for file in (p for p in made.rglob("*") if p.is_file()):
+        store.bucket.put_bytes(str(file.relative_to(made)), file.read_bytes())
+    return spec
 
 
 def test_bits_per_character_are_those_of_the_model_on_the_held_out_posts(
@@ -60,36 +79,36 @@ def test_bits_per_character_are_those_of_the_model_on_the_held_out_posts(
     assert f"{info['bits_per_character']:.4f}" in (folder / "README.md").read_text()
 
 
-def test_lora_is_merged_and_kept(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
+def test_lora_is_merged_and_kept(
+    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, plain: TrainSpec
+) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    first, _ = trained(store, s3_env, tmp_path)
     lora = {"r": 4, "alpha": 8}
     spec, folder = trained(
-        store, s3_env, tmp_path, base_model=first.ref(), lora=lora, learning_rate=0.01, checkpoint_steps=7
+        store, s3_env, tmp_path, base_model=plain.ref(), lora=lora, learning_rate=0.01, checkpoint_steps=7
     )
-    before, after = (store.manifest(s.ref()).info for s in (first, spec))
+    before, after = (store.manifest(s.ref()).info for s in (plain, spec))
     assert after["best_loss"] < before["best_loss"]
     assert {"adapter_model.safetensors", "adapter_config.json"} <= {f.name for f in (folder / "adapter").iterdir()}
-    store.download(first.ref(), tmp_path / "base")
+    store.download(plain.ref(), tmp_path / "base")
     merged = AutoModelForCausalLM.from_pretrained(folder)
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), folder / "adapter")
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=1e-4)
     config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == first.ref()
+    assert config["base_model_name_or_path"] == plain.ref()
     assert not [f for f in folder.rglob("*") if f.is_file() and b"bugurt-train-" in f.read_bytes()]  # folders of then
 
 
-def test_lora_resumes(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
-    first, _ = trained(store, s3_env, tmp_path)
+def test_lora_resumes(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, plain: TrainSpec) -> None:
     spec = TrainSpec.model_validate(
         {
             **SPEC,
             "dataset": make_dataset(store),
-            "base_model": first.ref(),
+            "base_model": plain.ref(),
             "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
             "checkpoint_steps": 3,
         }
@@ -136,9 +155,8 @@ def test_early_stopping_keeps_the_best(store: ArtifactStore, s3_env: dict[str, s
     ids=str,
 )
 def test_other_ways_to_compute_come_to_nearly_the_same(
-    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, fields: dict[str, Any]
+    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, plain: TrainSpec, fields: dict[str, Any]
 ) -> None:
-    plain, _ = trained(store, s3_env, tmp_path)
     # Without the compiler's own work, which takes minutes: what is traced is all of our code.
     hook = hooks.compiled_by_nothing if "torch_compile" in fields else None
     other, _ = trained(store, s3_env, tmp_path, hook=hook, **fields)

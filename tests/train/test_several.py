@@ -22,7 +22,7 @@ from jobs.train.launch import TooLarge
 from jobs.train.topology import Topology
 from tests.conftest import stage_env
 from tests.train.datasets import make_dataset
-from tests.train.forks import Fork, context, run_server
+from tests.train.forks import Fork
 from tests.train.test_resume import committed
 
 SPEC: dict[str, Any] = {"model": "scratch:tiny", "preset": "tiny", "max_steps": 12, "eval_steps": 4}
@@ -89,6 +89,7 @@ def test_three_processes_give_the_losses_of_one(store: ArtifactStore, s3_env: di
     assert b"blocks of" in store.bucket.get_bytes("runs/several/train/log.txt")
 
 
+@pytest.mark.plain
 @pytest.mark.slow
 def test_a_signal_reaches_all_processes_and_a_lost_one_ends_the_others(
     store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path
@@ -133,27 +134,13 @@ def test_a_signal_reaches_all_processes_and_a_lost_one_ends_the_others(
     assert not alive
 
 
-def _agree(rank: int, folder: str, batch: tuple[int, int]) -> None:
-    """One of two processes that know different batches."""
-    import torch.distributed as dist
-
-    from jobs.train.loop import agreed
-
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    Path(folder, f"agreed-{rank}").write_text(json.dumps(agreed(batch, 2)))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def test_the_machine_with_the_least_memory_decides_on_the_batch(tmp_path: Path) -> None:
-    known = [(8, 1), (2, 4)]
-    run_server()
-    processes = [context.Process(target=_agree, args=(r, str(tmp_path), b)) for r, b in enumerate(known)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    command = [sys.executable, "-m", "tests.train.agreement"]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path), *batch], env=stage_env({}, "agreed"))
+        for rank, batch in enumerate((("8", "1"), ("2", "4")))
+    ]
+    assert [process.wait(60) for process in processes] == [0, 0]
     assert [json.loads((tmp_path / f"agreed-{r}").read_text()) for r in (0, 1)] == [[2, 4], [2, 4]]
 
 

@@ -16,6 +16,7 @@ from tests.train.datasets import make_dataset
 SMALL = {"model": "scratch:tiny", "preset": "tiny", "batch_size": 4, "max_steps": 30, "eval_steps": 10}
 
 
+@pytest.mark.plain
 @pytest.mark.slow
 def test_a_dataset_becomes_a_model_that_others_can_load(
     store: ArtifactStore, run_stage: RunStage, tmp_path: Path

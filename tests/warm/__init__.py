@@ -25,7 +25,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,17 @@ from tests.warm import child
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = subprocess.Popen
 SUPERVISOR = "cli.clusters.supervisor"
-OWN = {SUPERVISOR, "cli.driver", "jobs.scrape", "jobs.preprocess", "jobs.train", "jobs.generate"}
+OWN = {
+    SUPERVISOR, "cli.driver", "jobs.scrape", "jobs.preprocess", "jobs.train", "jobs.generate",
+    "tests.sample_stage", "tests.telegram.clients", "tests.train.agreement", "tests.train.attempt",
+}  # fmt: skip
 #: Beginnings of the variables that the interpreter and the libraries read when they are loaded.
 LIBRARIES = (
     "ACCELERATE", "ARROW", "CT2_", "CUDA", "HF_", "HOME", "HUGGINGFACE", "KMP", "LANG", "LC_", "LD_", "MALLOC",
     "MKL", "OMP", "OPENBLAS", "PYTHON", "RAYON", "SAFETENSORS", "TOKENIZERS", "TORCH", "TRANSFORMERS", "XDG",
 )  # fmt: skip
+#: Of those, what torch sets itself wherever it is imported, and reads whenever it compiles.
+SET_BY_TORCH = "TORCHINDUCTOR_CACHE_DIR"
 #: What the server has of these variables; whoever wants to be forked from it needs the same.
 ENV = {
     "HF_HUB_OFFLINE": "1",
@@ -49,11 +54,13 @@ ENV = {
 }
 #: The server's address in its own process and in those that were forked from it.
 address = ""
+#: Has the server begin, if it has not: asked before the first process of ``when_needed``.
+_begin: Callable[[], object] | None = None
 
 
 def libraries(env: Mapping[str, str]) -> dict[str, str]:
     """The variables of an environment that libraries read when they are loaded."""
-    return {k: v for k, v in env.items() if k.startswith(LIBRARIES)}
+    return {k: v for k, v in env.items() if k.startswith(LIBRARIES) and k != SET_BY_TORCH}
 
 
 class Popen(subprocess.Popen[Any]):
@@ -126,7 +133,11 @@ def _can_fork(command: list[str], env: Mapping[str, str]) -> bool:
         return False
     if child.own not in ("", SUPERVISOR) and command[2] != SUPERVISOR:
         return False  # the processes of a training: theirs is the parent that they die with
-    return libraries(env) == _server_has()
+    theirs, ours = libraries(env), _server_has()
+    if command[2] == "tests.telegram.clients":  # what it loads asks for a home only when it is at work
+        theirs.pop("HOME", None)
+        ours.pop("HOME", None)
+    return theirs == ours
 
 
 def _server_has() -> dict[str, str]:
@@ -141,6 +152,8 @@ def _ask(
     command: list[str], env: Mapping[str, str], cwd: str, files: Mapping[int, int], *, new_session: bool
 ) -> tuple[int, socket.socket]:
     line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if _begin is not None:
+        _begin()
     line.connect(address)
     body = {"command": command, "env": env, "cwd": cwd, "files": list(files), "new_session": new_session}
     socket.send_fds(line, [json.dumps(body).encode()], list(files.values()))
@@ -168,6 +181,35 @@ def processes() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def when_needed() -> Iterator[None]:
+    """As ``processes``, but the server begins with the first process that can be forked from it."""
+    global _begin  # noqa: PLW0603
+    with contextlib.ExitStack() as kept:
+
+        def begin() -> None:
+            global _begin  # noqa: PLW0603
+            kept.enter_context(running())
+            _begin = None
+
+        _begin = begin
+        try:
+            with using(_place()):
+                yield
+        finally:
+            _begin = None
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """Within ``when_needed`` or ``processes``: all processes start as they do for everybody."""
+    vars(subprocess)["Popen"] = PLAIN
+    try:
+        yield
+    finally:
+        vars(subprocess)["Popen"] = Popen
+
+
+@contextlib.contextmanager
 def using(place: str) -> Iterator[None]:
     """As ``processes``, with a server that somebody else keeps (``running``)."""
     global address  # noqa: PLW0603
@@ -187,13 +229,17 @@ def running(session: str = "") -> Iterator[str]:
 
     All processes of a test session have the same one; without a session each process has its own.
     """
-    session = session or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    place = f"{tempfile.gettempdir()}/bugurt-warm-{os.getuid()}-{session[:40]}"
+    place = _place(session)
     with line_to(place) as line:
         line.send(b"{}")
         if not line.recv(1):
             raise RuntimeError(f"the warm server did not start; see {place}.log")
         yield place  # the last one that leaves ends the server
+
+
+def _place(session: str = "") -> str:
+    session = session or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    return f"{tempfile.gettempdir()}/bugurt-warm-{os.getuid()}-{session[:40]}"
 
 
 @contextlib.contextmanager

