@@ -16,10 +16,10 @@ import atexit, os, signal
 import cli.driver, cli.places
 atexit.register(os.kill, os.getpid(), signal.SIGTERM)
 opened = cli.places.open_store
-def open_store(settings):
+def open_store(settings, **options):
     if "EARLIER" in os.environ:
         os.kill(os.getpid(), signal.SIGTERM)
-    return opened(settings)
+    return opened(settings, **options)
 cli.places.open_store = open_store
 cli.driver.main()
 """
