@@ -21,9 +21,6 @@ body's length) chooses the byte that is changed: the last one, if nobody else is
 body) says of any request whether the server denies it, as one does by a key's policy. ``struck`` counts the faults
 that had an effect.
 
-Conditions of writes (If-None-Match, If-Match) are not passed on: the storage writes anyway, as those do that do not
-know them.
-
 The signature covers the Host header, which is passed on as it came, so the server accepts it.
 """
 
@@ -56,7 +53,6 @@ _OF_UPLOADS = {"half_upload", "corrupt_upload", "forged_upload"}
 _OF_ANSWERS = {"truncate", "corrupt", "trickle"}
 STALL = 2.0  # seconds
 _HOP = {"connection", "keep-alive", "transfer-encoding", "expect", "content-length"}
-_CONDITIONS = {"if-match", "if-none-match"}
 
 
 def retry_without_pauses() -> None:
@@ -189,7 +185,7 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
             try:
                 upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
-                    if name.lower() not in (_HOP | (_CONDITIONS if self.command == "PUT" else set())):
+                    if name.lower() not in _HOP:
                         upstream.putheader(name, value)
                 if body or self.command in ("PUT", "POST"):
                     upstream.putheader("Content-Length", str(len(body)))
