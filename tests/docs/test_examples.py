@@ -49,7 +49,7 @@ def test_the_profile_of_long_posts(before: str, after: str | None) -> None:
 def test_the_store_from_python(project: Project) -> None:
     from cli.places import open_store
 
-    store = open_store(load_of(project))
+    store = open_store(load_of(project), making=True)
     ref = "batch/" + "0a" * 10
     writer = store.writer(ref)
     writer.put_bytes("part-00000.jsonl", (json.dumps({"text": "ЧАЙНИК УШЁЛ"}, ensure_ascii=False) + "\n").encode())
