@@ -27,6 +27,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from jobs.artifacts import ArtifactStore
 from jobs.preprocess.packing import pack
 from jobs.preprocess.tokenizer import train_bpe
+from jobs.specs import TrainSpec
 from jobs.style import QUANTILES, STYLE_FILE, Form, Style, quantile_key
 from jobs.train.data import Blocks, Rows, steps_for
 from jobs.train.head import choose_head, use_fused_gelu
@@ -35,6 +36,7 @@ from jobs.train.loop import quiet_transformers
 from jobs.train.models import SHAPES, load_tokenizer
 from jobs.train.plan import ENDLESS, Plan
 from jobs.train.presets import PRESETS, Settings
+from jobs.train.surroundings import precision_of
 from jobs.train.trainer import PostTrainer, arguments
 from jobs.train.warm_start import warm_start
 
@@ -204,6 +206,11 @@ def reference_bits(model: Any, corpus: Corpus) -> float:
 # -- ours
 
 
+def chosen_precision(precision: str) -> str:
+    """What the train stage would compute in here: ``auto`` decided."""
+    return precision_of(TrainSpec.model_validate({"precision": precision}))
+
+
 def train_ours(
     corpus: Corpus,
     *,
@@ -214,12 +221,14 @@ def train_ours(
     clock: Callable[[], float] = time.monotonic,
     seed: int = 0,
     steps: int | None = None,
+    precision: str = "auto",
 ) -> tuple[float, float, Any]:
     """Train by our Trainer for so long; returns (best held-out bits a character, tokens a second, the model).
 
-    ``steps``: so many instead of ``seconds``.
+    ``steps``: so many instead of ``seconds``; ``precision``: as in a spec.
     """
     quiet_transformers()
+    chosen = chosen_precision(precision)
     s = settings or PRESETS["default"][1]
     s = replace(s, learning_rate=rate, max_minutes=seconds / 60 if steps is None else None)
     from_nothing = model is None
@@ -250,9 +259,9 @@ def train_ours(
             clock=clock,
         )
         if from_nothing:
-            warm_start(plan, model, "fp32")
+            warm_start(plan, model, chosen)
         trainer = PostTrainer(
-            plan, model, arguments(plan, precision="fp32", compiled=False, activation_checkpointing=False), 0
+            plan, model, arguments(plan, precision=chosen, compiled=False, activation_checkpointing=False), 0
         )
         trainer.train()
         speed = trainer.keeper.speed()

@@ -29,6 +29,12 @@ def rows_at_a_time(vocabulary: int, cuda: bool) -> int:
     return max(LEAST_ROWS, (GPU_LOGITS if cuda else CPU_LOGITS) // vocabulary)
 
 
+def product_type(hidden: torch.Tensor) -> torch.dtype:
+    """The type in which the head's products are computed: autocast's where that is on, else the hidden states'."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
 class PlainHead:
     """The model makes its logits itself; the loss is taken of them."""
 
@@ -72,14 +78,18 @@ class _ChunkedNats(torch.autograd.Function):  # type: ignore[misc]
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, train: bool
     ) -> torch.Tensor:
-        """Sum of cross-entropies of ``hidden @ weight.T``; gradients for a factor of 1 are made on the way."""
+        """Sum of cross-entropies of ``hidden @ weight.T``; gradients for a factor of 1 are made on the way.
+
+        Products are in the type that autocast says, and summed up in float32.
+        """
         for_hidden, for_weight = (train and need for need in ctx.needs_input_grad[:2])
         kept = (labels != IGNORE).nonzero()[:, 0]
-        used = hidden if len(kept) == len(hidden) else hidden[kept]
+        dtype = product_type(hidden)
+        used = (hidden if len(kept) == len(hidden) else hidden[kept]).to(dtype)
         targets = labels[kept]
         vocabulary = weight.shape[0]
         rows = rows_at_a_time(vocabulary, hidden.is_cuda)
-        cast = weight.to(hidden.dtype)
+        cast = weight.to(dtype)
         grad_hidden = torch.empty_like(used) if for_hidden else None
         grad_weight = torch.zeros_like(weight) if for_weight else None
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -92,7 +102,7 @@ class _ChunkedNats(torch.autograd.Function):  # type: ignore[misc]
                 continue
             probabilities = logits.sub_(normal).exp_()
             probabilities.scatter_add_(1, wanted, -torch.ones_like(normal))
-            error = probabilities.to(hidden.dtype)
+            error = probabilities.to(dtype)
             if grad_hidden is not None:
                 torch.mm(error, cast, out=grad_hidden[start : start + rows])
             if grad_weight is not None:
@@ -102,8 +112,10 @@ class _ChunkedNats(torch.autograd.Function):  # type: ignore[misc]
                     grad_weight += (error.T @ part).to(grad_weight.dtype)
         if grad_hidden is not None and len(kept) != len(hidden):
             whole = torch.zeros_like(hidden)
-            whole[kept] = grad_hidden
+            whole[kept] = grad_hidden.to(hidden.dtype)
             grad_hidden = whole
+        elif grad_hidden is not None:
+            grad_hidden = grad_hidden.to(hidden.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 #: What allocators and libraries say for want of memory, besides what accelerate knows of.
 _NO_MEMORY = ("bad_alloc", "out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED", "create a memory object")
 
+#: What oneDNN says when its code or scratch space finds no room; of what it cannot do it says "primitive descriptor".
+_NO_PRIMITIVE = "could not create a primitive"
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory did not suffice, the accelerator's or the machine's."""
@@ -23,7 +26,8 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    return bool(should_reduce_batch_size(error)) or any(words in str(error) for words in _NO_MEMORY)
+    said = str(error)
+    return bool(should_reduce_batch_size(error)) or said == _NO_PRIMITIVE or any(words in said for words in _NO_MEMORY)
 
 
 def release_memory() -> None:
@@ -60,15 +64,27 @@ def resident_mib() -> int:
 
 
 def precision_of(spec: TrainSpec) -> str:
-    """``fp32``, ``bf16`` or ``fp16``. Under ``auto`` CPUs compute in fp32: bf16 is slower on most of them."""
+    """``fp32``, ``bf16`` or ``fp16``; under ``auto`` bf16 where the hardware has it, else fp32."""
     import torch
 
-    gpu = torch.cuda.is_available()
     if spec.precision == "auto":
-        return "bf16" if gpu and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if spec.precision == "fp16" and not gpu:
+        return "bf16" if computes_bf16() else "fp32"
+    if spec.precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision fp16 needs a GPU; take 'auto', 'fp32' or 'bf16'")
     return spec.precision
+
+
+def computes_bf16() -> bool:
+    """Whether the GPU, or where there is none the processor, multiplies bfloat16 itself: others are slower by it.
+
+    Of processors that is measured for x86-64 with AVX-512's bf16, and taken to hold for AMX.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def check_compiling() -> None:

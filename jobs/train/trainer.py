@@ -119,7 +119,9 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         Gradients are averaged over processes, hence the factor.
         """
         outputs = self.forward(model, inputs)
-        loss = self.plan.head.nats(outputs.logits, inputs["labels"]) / num_items_in_batch * self.plan.world
+        with self.accelerator.autocast():  # the model's own forward has it by itself; its head is computed here
+            nats = self.plan.head.nats(outputs.logits, inputs["labels"])
+        loss = nats / num_items_in_batch * self.plan.world
         return (loss, outputs) if return_outputs else loss
 
     @staticmethod

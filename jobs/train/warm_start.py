@@ -21,7 +21,7 @@ import torch
 
 from jobs.specs import Interrupted
 from jobs.train.data import Blocks
-from jobs.train.head import rows_at_a_time
+from jobs.train.head import product_type, rows_at_a_time
 from jobs.train.plan import ENDLESS, Plan
 
 log = logging.getLogger(__name__)
@@ -100,8 +100,7 @@ class _SoftNats(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor, shares: torch.Tensor, of: Bigrams
     ) -> torch.Tensor:
         """Cross-entropies between ``of``'s distributions after ``tokens`` and the model's, summed with ``shares``."""
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        dtype = product_type(hidden)
         vocabulary = weight.shape[0]
         rows = rows_at_a_time(vocabulary, hidden.is_cuda)
         used, cast = hidden.to(dtype), weight.detach().to(dtype)

@@ -92,6 +92,29 @@ def test_bf16_is_close(monkeypatch: pytest.MonkeyPatch) -> None:
         assert float((a - b).norm()) <= 0.03 * float(a.norm()) + 1e-3
 
 
+def test_products_follow_autocast_and_gradients_do_not() -> None:
+    weight = torch.randn(VOCABULARY, 8, requires_grad=True)
+    hidden = torch.randn(5, 8, requires_grad=True)
+    labels = torch.tensor([1, -100, 3, 4, 5])
+
+    def nats() -> torch.Tensor:
+        layer = torch.nn.Linear(8, VOCABULARY, bias=False)
+        layer.weight = torch.nn.Parameter(weight.detach().clone())
+        found = ChunkedHead(layer).nats(hidden, labels)
+        found.backward()
+        assert layer.weight.grad is not None and layer.weight.grad.dtype == torch.float32
+        assert hidden.grad is not None and hidden.grad.dtype == torch.float32
+        assert torch.equal(hidden.grad[1], torch.zeros(8)), "what does not count has no gradient"
+        hidden.grad = None
+        return found.detach()
+
+    whole = nats()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = nats()
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, whole) and float(rounded) == pytest.approx(float(whole), rel=1e-2)
+
+
 def cohere() -> Any:
     """A model that scales its logits."""
     torch.manual_seed(0)

@@ -14,17 +14,21 @@ import pytest
 import torch
 
 from jobs.artifacts import ArtifactStore
-from jobs.specs import SpecError, TrainSpec
+from jobs.specs import ConfigError, SpecError, TrainSpec
 from jobs.train.journal import Journal
 from jobs.train.plan import ENDLESS, schedule
 from jobs.train.presets import PRESETS, Settings, resolve, warmup_of
+from jobs.train.surroundings import precision_of
 from jobs.train.trainer import PostTrainer
 from tests.conftest import MadeOnce
 from tests.train import hooks
 from tests.train.datasets import invented_posts, make_dataset
 from tests.train.forks import Fork
 
-SPEC: dict[str, Any] = {"model": "scratch:tiny", "preset": "tiny", "batch_size": 4, "max_steps": 20, "eval_steps": 5}
+# In fp32 on any machine: what is compared here differs by less than bf16 rounds.
+SPEC: dict[str, Any] = {
+    "model": "scratch:tiny", "preset": "tiny", "batch_size": 4, "max_steps": 20, "eval_steps": 5, "precision": "fp32",
+}  # fmt: skip
 
 
 def trained(
@@ -124,6 +128,21 @@ def test_lora_resumes(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Pa
     assert again.end() == 0, again.text
     assert "resuming at step" in again.text
     assert {f.path: f.sha256 for f in store.manifest(spec.ref()).files} == expected
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"), [({"avx512_bf16": True}, "bf16"), ({"amx_bf16": True}, "bf16"), ({"avx2": True}, "fp32")]
+)
+def test_auto_is_bf16_where_the_processor_has_it(
+    monkeypatch: pytest.MonkeyPatch, processor: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
+    assert precision_of(TrainSpec()) == expected
+    assert precision_of(TrainSpec(precision="fp32")) == "fp32"
+    assert precision_of(TrainSpec(precision="bf16")) == "bf16"
+    with pytest.raises(ConfigError, match="needs a GPU"):
+        precision_of(TrainSpec(precision="fp16"))
 
 
 def test_early_stopping_keeps_the_best(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
