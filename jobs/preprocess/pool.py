@@ -69,6 +69,16 @@ def share_size(total: int, most: int) -> int:
     return min(most, max(256, -(-total // 16)))
 
 
+_KILLED = "a worker process was killed, most likely for lack of memory; give the stage more memory or set workers=1"
+
+
+def _submitted(pool: ProcessPoolExecutor, work: Callable[[T], R], item: T) -> Future[R]:
+    try:
+        return pool.submit(work, item)
+    except (EOFError, ConnectionError) as error:  # what starts the workers was killed while one was to start
+        raise TemporaryError(_KILLED) from error
+
+
 class Workers:
     """A pool of ``count`` processes; with one, the work is done in this process. Use it with ``with``."""
 
@@ -93,16 +103,13 @@ class Workers:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:
-                waiting.append(self._pool.submit(work, item))
+                waiting.append(_submitted(self._pool, work, item))
                 if len(waiting) > 2 * self.count:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
-            raise TemporaryError(
-                "a worker process was killed, most likely for lack of memory; "
-                "give the stage more memory or set workers=1"
-            ) from error
+            raise TemporaryError(_KILLED) from error
         finally:
             for future in waiting:
                 future.cancel()
