@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jobs.preprocess.clean import bucket_of
-from jobs.preprocess.corpus import Ints, Rows
+from jobs.preprocess.corpus import Ints, Rows, pieces
 from jobs.preprocess.pool import Workers, share_size
 from jobs.similarity import Hashes, distinct, jaccard, shingle_many, shingles
 
@@ -93,18 +93,7 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     places = np.searchsorted(rare, found)
     places[places == len(rare)] = 0
     hit = rare[places] == found
-    posts, places = posts[hit], places[hit]
-    # every held-out post that has the hash; a hash that a post has twice counts twice, which only costs a look
-    counts = starts[places + 1] - starts[places]
-    inner = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    both = np.repeat(posts * len(needed), counts) + owners[np.repeat(starts[places], counts) + inner]
-    if len(task.train) * len(needed) <= _COUNTABLE:
-        shared = np.bincount(both)
-        encoded = np.flatnonzero(shared)
-        shared = shared[encoded]
-    else:
-        encoded, shared = np.unique(both, return_counts=True)
-    encoded = encoded[shared >= needed[encoded % len(needed)]]
+    encoded = _suspects(posts[hit], places[hit], starts, owners, needed)
     if not len(encoded):
         return np.zeros((0, 2), np.int64)
     found_pairs = []
@@ -120,6 +109,35 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
         if jaccard(own, held[other]) >= task.threshold:
             found_pairs.append((task.start + post, other))
     return np.array(found_pairs, np.int64).reshape(-1, 2)
+
+
+def _suspects(posts: Ints, places: Ints, starts: Ints, owners: Ints, needed: Ints) -> Ints:
+    """The pairs that share enough rare 5-grams, each as ``post * len(needed) + held-out post``, ascending.
+
+    ``posts``: ascending, the post of each 5-gram that was found; ``places``: which of the rare ones it is. Looks at so
+    many posts at once as their pairs leave room for: where a corpus repeats itself, there may be hundreds a 5-gram.
+    """
+    total = len(needed)
+    counts = starts[places + 1] - starts[places]
+    begins = np.flatnonzero(np.diff(posts, prepend=-1))
+    ends = np.append(begins[1:], len(posts))
+    found = [np.zeros(0, np.int64)]
+    hits = np.add.reduceat(counts, begins) if len(begins) else counts
+    for piece in pieces(8 * hits, max(1, len(hits))):
+        part = slice(int(begins[piece.start]), int(ends[piece.stop - 1]))
+        count, first = counts[part], int(posts[part.start])
+        own = posts[part] - first
+        # every held-out post that has the hash; a hash that a post has twice counts twice, which only costs a look
+        inner = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
+        both = np.repeat(own * total, count) + owners[np.repeat(starts[places[part]], count) + inner]
+        if (int(own[-1]) + 1) * total <= _COUNTABLE:
+            shared = np.bincount(both)
+            encoded = np.flatnonzero(shared)
+            shared = shared[encoded]
+        else:
+            encoded, shared = np.unique(both, return_counts=True)
+        found.append(encoded[shared >= needed[encoded % total]] + first * total)
+    return np.concatenate(found)
 
 
 def leaks(

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from jobs.preprocess import leaks
 from jobs.preprocess.corpus import PIECE_BYTES, Rows, pieces
 from jobs.preprocess.duplicates import PAIRS_A_TASK, verified
 from jobs.preprocess.pool import Workers, aside
@@ -24,6 +26,7 @@ MIB = 2**20
 ENCODES = """
 import sys
 from pathlib import Path
+from typing import Any
 import numpy as np
 import pyarrow as pa
 from jobs.preprocess import corpus
@@ -146,3 +149,28 @@ def test_the_setting_of_the_library_stays_as_it_was(before: str | None, monkeypa
         assert os.environ[name] == "false"
         raise ValueError("x")
     assert os.environ.get(name) == before
+
+
+def test_pairs_with_the_held_out_posts_are_counted_by_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    owned = rng.integers(1, 40, 200)  # held-out posts of each of 200 rare 5-grams
+    starts = np.concatenate([[0], np.cumsum(owned)])
+    owners = rng.integers(0, 60, starts[-1])
+    posts, places = np.sort(rng.integers(0, 300, 5000)), rng.integers(0, 200, 5000)
+    needed = rng.integers(1, 12, 60)
+    whole = leaks._suspects(posts, places, starts, owners, needed)
+    shared = np.zeros((300, 60), np.int64)
+    for post, place in zip(posts, places, strict=True):
+        np.add.at(shared[post], owners[starts[place] : starts[place + 1]], 1)
+    assert whole.tolist() == np.flatnonzero((shared > 0) & (shared >= needed)).tolist()
+    sizes: list[int] = []
+    repeat = np.repeat
+
+    def measured(values: Any, count: Any) -> Any:
+        sizes.append(int(np.sum(count)))
+        return repeat(values, count)
+
+    monkeypatch.setattr("jobs.preprocess.corpus.PIECE_BYTES", 16_000)
+    monkeypatch.setattr(np, "repeat", measured)
+    assert leaks._suspects(posts, places, starts, owners, needed).tolist() == whole.tolist()
+    assert max(sizes) <= 2_000, "pairs that are held at once, of eight bytes each"
