@@ -206,10 +206,12 @@ class _Signals:
     """SIGTERM and SIGINT, from a process's first moment to its last: none kills it without its exit code.
 
     ``handler`` decides what they do; without one, Signalled is raised. Once ``ignored`` is set nothing happens.
+    ``raised``: what a signal has raised.
     """
 
     def __init__(self) -> None:
         self.ignored = False
+        self.raised: Signalled | None = None
         self.handler: Callable[[int], None] | None = None
 
     def install(self) -> None:
@@ -220,9 +222,13 @@ class _Signals:
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.ignored:
             return
-        if self.handler is None:
-            raise Signalled(number)
-        self.handler(number)
+        try:
+            if self.handler is None:
+                raise Signalled(number)
+            self.handler(number)
+        except Signalled as signalled:
+            self.raised = signalled
+            raise
 
 
 def load_spec(spec_type: type[S], text: str, env: Mapping[str, str] = os.environ) -> S:
@@ -400,6 +406,10 @@ class _Process(Generic[S]):
     def failed(self, error: BaseException) -> ExitCode:
         """Report how it ended."""
         sentence, code = explain(error)
+        if self.signals.raised is not None and code != ExitCode.INTERRUPTED:
+            # Some libraries make an error of their own of it: an extension module that is being imported does.
+            log.debug("after a signal: %s", sentence)
+            sentence, code = explain(self.signals.raised)
         if self._debug:
             log.debug("%s", "".join(traceback.format_exception(error)))
         log.error("%s", sentence)

@@ -58,6 +58,12 @@ def run(ctx: StageContext[SampleSpec]) -> str | None:
     if action == "wait":  # blocked, as in a library that knows nothing of signals
         ctx.log.info("ready")
         threading.Event().wait()
+    if action == "turned":  # as an extension module does while it is imported
+        ctx.log.info("ready")
+        try:
+            threading.Event().wait()
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
     if action == "loop":
         ctx.progress.update(loss=float("nan"))
         while True:

@@ -290,7 +290,13 @@ def test_an_input_that_does_not_verify_is_bad_data(stage: Stage, store: Artifact
 @pytest.mark.plain
 @pytest.mark.parametrize(
     ("action", "number"),
-    [("wait", signal.SIGTERM), ("loop", signal.SIGTERM), ("graceful", signal.SIGTERM), ("wait", signal.SIGINT)],
+    [
+        ("wait", signal.SIGTERM),
+        ("turned", signal.SIGTERM),
+        ("loop", signal.SIGTERM),
+        ("graceful", signal.SIGTERM),
+        ("wait", signal.SIGINT),
+    ],
 )
 def test_a_signal_ends_it_in_order(stage: Stage, action: str, number: int) -> None:
     process = stage.start({"action": action})
