@@ -23,8 +23,9 @@ help:  ## what can be made
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "bugurt needs Python 3.11 or newer; set PYTHON=")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@# Not compiled: that takes longer than all the rest, for modules of which most are never imported.
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	@# By all cores, which pip does by one. Some packages ship samples of bad syntax, so that it may well end with 1.
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	touch $(STAMP)
 
 demo: $(STAMP)  ## the whole way on the sample channel: new posts in some minutes
