@@ -50,7 +50,7 @@ MAKES: dict[str, Kind] = {
 STAGE_VERSIONS: dict[str, int] = {
     "upload": 1,
     "scrape": 1,
-    "preprocess": 1,
+    "preprocess": 2,
     "train": 2,
     "mirror": 1,
     "generate": 2,
@@ -268,7 +268,12 @@ class PreprocessSpec(StageSpec):
         "scratch:tiny", min_length=1, max_length=200, description="whose tokenizer: hub name, scratch:SIZE"
     )
     revision: str = Field("main", max_length=100, description="the hub model's revision")
-    vocab_size: int = Field(8192, ge=300, le=200_000, description="of the BPE made for scratch models")
+    vocab_size: int = Field(
+        8192,
+        ge=300,
+        le=200_000,
+        description="of the BPE made for scratch models, at most: pairs that occur fewer than 10 times become no token",
+    )
     case: Literal["auto", "keep", "lower"] = "auto"
     mask_pii: bool = Field(False, description="mask phone numbers, e-mail addresses and @mentions")
     near_duplicates: float = Field(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from jobs.preprocess.tokenizer import SPECIAL, Encoder, TokenizerInfo, splits_at_words, train_bpe
+from jobs.preprocess.tokenizer import LEAST_PAIRS, SPECIAL, Encoder, TokenizerInfo, splits_at_words, train_bpe
 from tests.preprocess.texts import posts
 
 TEXTS = [t.lower() for t in posts(400, seed=1)]
@@ -121,8 +121,10 @@ def test_order_and_threads_do_not_matter(tmp_path: Path) -> None:
 
 def test_the_vocabulary_is_as_large_as_asked_or_as_the_text_gives(info: TokenizerInfo, tmp_path: Path) -> None:
     assert info.vocab_size == 400
-    small = train_bpe([["кот кот"]], 5000, tmp_path, "scratch:tiny")
-    assert 260 < small.vocab_size < 300
+    rare = train_bpe([["кот"] * (LEAST_PAIRS - 1)], 5000, tmp_path / "rare", "scratch:tiny")
+    often = train_bpe([["кот"] * LEAST_PAIRS], 5000, tmp_path / "often", "scratch:tiny")
+    assert rare.vocab_size == 256 + len(SPECIAL)  # the bytes
+    assert often.vocab_size == rare.vocab_size + 5  # six bytes became one token
 
 
 def test_only_cutters_like_gpt2_are_taken_for_such(info: TokenizerInfo) -> None:
