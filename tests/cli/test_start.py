@@ -46,6 +46,16 @@ def test_streams_that_were_closed_are_no_trouble(project: Project, closed: str) 
     assert "error" not in done.stderr
 
 
+SHOW = "from cli.start import *; open_streams(); set_encoding(); print(chr(0x401), end='')"
+
+
+@pytest.mark.parametrize(("named", "wanted"), [({}, "Ё".encode()), ({"PYTHONIOENCODING": "ascii"}, b"?")])
+def test_no_locale_keeps_posts_from_being_printed(named: dict[str, str], wanted: bytes) -> None:
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT), **named}
+    done = subprocess.run([sys.executable, "-c", SHOW], env=env, capture_output=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == (wanted, b"")
+
+
 def test_what_is_opened_next_does_not_become_standard_output(project: Project) -> None:
     code = "from cli.start import open_streams; open_streams(); import os, sys; f = os.open('x', 65); " \
            "open('found', 'w').write(f'{f} {os.readlink(\"/proc/self/fd/1\")}'); print('lost')"  # fmt: skip
