@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
+from pydantic import ValidationError
+
 from cli.estimate import SCRATCH
-from cli.settings import Settings
+from cli.settings import Settings, origin
 from jobs.artifacts import ArtifactStore
 from jobs.specs import (
     ID_LENGTH,
@@ -19,6 +21,8 @@ from jobs.specs import (
     ScrapeSpec,
     SpecError,
     StageName,
+    StageSpec,
+    describe,
     digest_id,
     load_json,
     parse_spec,
@@ -35,13 +39,15 @@ def parse_settings(assignments: Sequence[str], stages: Sequence[StageName]) -> d
     found: dict[str, dict[str, Any]] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
-        path = [p for p in key.strip().split(".") if p]
-        if not equals or not path:
+        path = key.strip().split(".")
+        if not equals or not all(path) or (path[0] in SPECS and len(path) == 1 and len(stages) > 1):
             raise SpecError(f"--set {text!r}: write STAGE.FIELD=VALUE, as in --set train.epochs=3")
         if path[0] in SPECS and len(path) > 1:
             stage, *path = path
         elif len(stages) == 1:
             stage = stages[0]
+        elif len(path) > 1:
+            raise SpecError(f"--set {text!r}: there is no stage {path[0]!r}, but {', '.join(stages)}")
         else:
             raise SpecError(f"--set {text!r}: begin with a stage, as in --set train.{'.'.join(path)}={value}")
         if stage not in stages:
@@ -111,10 +117,24 @@ def build_run(
     if "preprocess" in specs and "train" in specs:
         _agree(specs["preprocess"], specs["train"])
     for stage in stages:
-        specs[stage] = parse_spec(SPECS[stage], specs[stage], stage)
+        specs[stage] = _checked(settings, stage, specs[stage])
     _check_names(specs)
     specs["also"] = tuple(parse_spec(ScrapeSpec, fields, "scrape") for fields in others)
     return parse_spec(RunSpec, specs, "the run")
+
+
+def _checked(settings: Settings, stage: StageName, fields: dict[str, Any]) -> StageSpec:
+    """A stage's spec. Raises SpecError, which names the file or the variable where the mistake stands in one."""
+    try:
+        return parse_spec(SPECS[stage], fields, stage)
+    except SpecError:
+        section = {name: value for name, value in getattr(settings, stage).items() if fields.get(name) is value}
+        try:
+            SPECS[stage].model_validate(section)
+        except ValidationError as error:
+            place = [stage, *(str(part) for part in error.errors()[0]["loc"])]
+            raise SpecError(describe(error, f"{origin(settings, place)}: {stage}")) from error
+        raise
 
 
 def _check_names(specs: Mapping[str, Any]) -> None:

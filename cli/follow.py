@@ -83,7 +83,7 @@ def _live(looks: Iterator[RunView]) -> None:
 
     with Live(console=console(), refresh_per_second=4) as live:
         for found in looks:
-            live.update(table(found))
+            live.update(table(found, live.console.width))
 
 
 def show(found: RunView) -> None:
@@ -101,20 +101,46 @@ def bar(share: float, width: int = 16) -> str:
     return "━" * full + "╌" * (width - full)
 
 
-def table(found: RunView) -> Group:
-    """The run as a rich renderable."""
+PROGRESS_WIDTH = 24  # characters that the progress has at least: its bar and some words, which go on below it
+_GAP = 2
+
+
+def fitting(found: RunView, width: int) -> list[str]:
+    """The columns that a terminal has room for without cutting any off, which rich would do from all sides.
+
+    While a run goes on, its artefacts' ids are the first to go; once it has ended, they are what is left to know.
+    """
+    cells = [row_cells(row) for row in found.rows]
+    widths = {name: max(len(name), *(len(row[at]) for row in cells)) for at, name in enumerate(ROW_HEAD)}
+    widths["progress"] = min(widths["progress"], PROGRESS_WIDTH)
+    if any(row.share is not None for row in found.rows):
+        widths["progress"] = PROGRESS_WIDTH
+    going_on = found.state in ("waiting", "running")
+    for name in (
+        ("artifact", "shards", "tries", "time") if going_on else ("shards", "tries", "left", "progress", "time")
+    ):
+        if sum(widths.values()) + _GAP * len(widths) <= width:
+            break
+        del widths[name]
+    return list(widths)
+
+
+def table(found: RunView, width: int) -> Group:
+    """The run as a rich renderable for a terminal of so many columns."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for name in ROW_HEAD:
+    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, _GAP, 0, 0))
+    names = fitting(found, width)
+    for name in names:
         grid.add_column(name.upper(), no_wrap=name != "progress")
     for row in found.rows:
-        cells = [Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row_cells(row)]
+        texts = [Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row_cells(row)]
+        cells = dict(zip(ROW_HEAD, texts, strict=True))
         if row.share is not None:
-            cells[ROW_HEAD.index("progress")] = Text.assemble(bar(row.share), " ", row.progress)
-        grid.add_row(*cells)
+            cells["progress"] = Text.assemble(bar(row.share), " ", row.progress)
+        grid.add_row(*(cells[name] for name in names))
     head = Text.assemble(f"run {found.record.run}  ", (found.state, STATE_STYLES.get(found.state, "")))
     notes = [Text(f"{r.stage}: {r.message}") for r in found.rows if r.message]
     if found.message and not notes:

@@ -82,9 +82,11 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has gone, as `head` does
-        sys.exit(141)
+    except SystemExit as error:
+        # The reader of our output has gone, as `head` does. Typer calls that 1, which is no code of ours.
+        if isinstance(error.__context__, BrokenPipeError):
+            sys.exit(141)
+        raise
     except Exception as error:
         from jobs.specs import BugurtError
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from cli.options import OPTIONS
 from jobs.specs import ConfigError, describe
 
 FILE = "bugurt.toml"
@@ -167,6 +168,11 @@ def load(file: Path | None = None) -> Settings:
         raise ConfigError(describe(error, _variable(place) or str(file or "the BUGURT_* environment"))) from error
     except (SettingsError, RecursionError) as error:
         raise ConfigError(_unreadable(error)) from error
+
+
+def origin(settings: Settings, place: list[str]) -> str:
+    """Where the settings have a field's value from, as the user knows it: a variable, or the settings file."""
+    return _variable(place) or str(OPTIONS.config or settings.root / FILE)
 
 
 def _variable(place: list[str]) -> str | None:

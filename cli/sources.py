@@ -59,9 +59,16 @@ def local_path(text: str) -> Path:
         pass
     except (RuntimeError, ValueError) as error:  # nobody's home; a zero byte
         raise SpecError(f"{text[:200]!r}: no such file or folder: {error}") from error
+    except PermissionError as error:
+        raise _closed(path, error) from error
     except OSError as error:
         raise SpecError(f"{text[:200]!r}: {error.strerror}") from error
     return path
+
+
+def _closed(path: Path, error: OSError) -> DataError:
+    """The same sentence and exit code for a file, its folder, and a folder above it that may not be looked into."""
+    return DataError(f"cannot read {path}: {error.strerror}; let yourself read it (chmod u+rX), or give a copy")
 
 
 def parse_source(text: str) -> Source:
@@ -73,6 +80,12 @@ def parse_source(text: str) -> Source:
         return Source(text, channel=text)
     if path.is_dir():
         found = path / "result.json"
+        try:
+            found.stat()
+        except PermissionError as error:
+            raise _closed(path, error) from error
+        except OSError:
+            pass  # it is not there, as the next lines tell
         if not found.is_file():
             raise SpecError(f"there is no result.json in {text}; {_instead(path)}")
         if not found.resolve().is_relative_to(path.resolve()):  # in a folder from elsewhere it may lead to a secret
@@ -119,7 +132,7 @@ def address(file: Path) -> Addressed:
     try:
         sha256, size = hash_file(file)
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
+        raise _closed(file, error) from error
     if size == 0:
         raise DataError(f"{file} is empty")
     kind, version = MAKES["upload"], STAGE_VERSIONS["upload"]

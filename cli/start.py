@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -9,11 +10,25 @@ import sys
 def main() -> None:
     """Run the command line. Ctrl-C ends it without a traceback from the first imports on."""
     open_streams()
+    set_encoding()
     try:
         from cli.main import main as command_line
     except KeyboardInterrupt:
         sys.exit(130)
     command_line()
+
+
+def set_encoding() -> None:
+    """Let no character end a command, whatever the locale.
+
+    A terminal gets what its locale knows, and a question mark for all else. Everything that is not a terminal is read
+    by programs, to which we promise UTF-8, unless the user has named another encoding.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            ours = not stream.isatty() and not os.environ.get("PYTHONIOENCODING")
+            lenient = "replace" if stream.errors == "strict" else stream.errors
+            stream.reconfigure(encoding="utf-8" if ours else None, errors=lenient)
 
 
 def open_streams() -> None:

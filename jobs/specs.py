@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from enum import IntEnum
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -180,6 +180,17 @@ class Spec(BaseModel):
     """Base of the stages' specs: unknown fields are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_truths(cls, data: Any) -> Any:
+        """Pydantic takes ``true`` for 1: ``epochs = true`` would be one epoch, which nobody has meant."""
+        for name, field in cls.model_fields.items():
+            kinds = {field.annotation, *get_args(field.annotation)}
+            value = data.get(name) if isinstance(data, dict) else None
+            if isinstance(value, bool) and kinds & {int, float} and bool not in kinds:
+                raise ValueError(f"{name}: Input should be a number (got {value})")
+        return data
 
     @classmethod
     def _with_role(cls, role: str) -> list[str]:

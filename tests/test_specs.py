@@ -200,6 +200,8 @@ def test_one_moment_makes_one_id() -> None:
         ("preprocess", {"validation": 0.5}, "validation: Input should be less than 0.5 (got 0.5)"),
         ("preprocess", {"profile": "../x"}, "profile: String should match pattern"),
         ("train", {"epochs": float("nan")}, "epochs: Input should be a finite number (got nan)"),
+        ("train", {"epochs": True}, "epochs: Input should be a number (got True)"),
+        ("train", {"lora": {"r": True}}, "lora: r: Input should be a number (got True)"),
         ("train", {"lora": {"r": 0}}, "lora.r: Input should be greater than or equal to 1 (got 0)"),
         ("train", {"learning_rate": "x" * 1000}, "learning_rate: Input should be a valid number"),
         ("generate", {"prompts": ["а"], "openings": True}, "give one of 'prompts', 'prompts_file' and 'openings'"),

@@ -308,7 +308,9 @@ def connect(context: str | None = None, namespace: str | None = None) -> Access:
         config.load_kube_config(config_file=file, context=chosen["name"], client_configuration=configuration)
     except (config.ConfigException, yaml.YAMLError, OSError, KeyError, TypeError) as error:
         if not named and not default.is_file():
-            raise ConfigError(f"there is no kubeconfig: {file} is missing and KUBECONFIG is not set") from error
+            raise ConfigError(
+                f"there is no kubeconfig: {file} is missing and KUBECONFIG is not set; copy the cluster's there"
+            ) from error
         raise ConfigError(f"the kubeconfig {file} cannot be used: {_flat(error)}") from error
     found = namespace or (chosen.get("context") or {}).get("namespace") or "bugurt"
     return Access(HttpApi(configuration), found, chosen["name"])

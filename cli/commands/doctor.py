@@ -56,7 +56,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
     try:
         access = connect(settings.cluster.context, settings.cluster.namespace)
     except ConfigError as error:
-        yield fail("cluster", str(error), "kubectl config get-contexts; cluster.context in bugurt.toml")
+        yield fail(
+            "cluster", str(error), "a kubeconfig by which `kubectl get nodes` answers; cluster.context in bugurt.toml"
+        )
         return
     for finding in run_checks(ClusterChecks(settings, access).all()):
         yield finding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -68,13 +69,16 @@ def init(
 ) -> None:
     """Write a bugurt.toml."""
     from cli.output import next_commands, say
-    from jobs.specs import ConfigError
+    from jobs.specs import ConfigError, SpecError
 
     path = folder / "bugurt.toml"
     if path.exists() and not force:
         raise ConfigError(f"{path} is there already; edit it, or give --force")
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {folder}")
+    # Names of buckets, as S3 and MinIO take them; anything else could also be no TOML.
+    if bucket is not None and not re.fullmatch(r"[A-Za-z0-9][\w.-]{1,253}[A-Za-z0-9]", bucket, re.ASCII):
+        raise SpecError(f"--bucket {bucket!r}: a bucket's name is of letters, digits, '-' and '.', and has at least 3")
     line = f'bucket = "{bucket}"\n' if bucket else '# bucket = "bugurt"\n'
     text = HEAD + (KUBERNETES if kubernetes else LOCAL).format(bucket=line) + STAGES
     path.write_text(text, encoding="utf-8")

@@ -72,6 +72,16 @@ def _places(*, dry: bool) -> tuple[Settings, Uploads, Cluster]:
     return settings, Uploads(store, dry=dry), cluster
 
 
+def _reckon(estimate: bool, gpu: str | None, tokens_per_second: float | None) -> Reckon | None:
+    """What ``--estimate`` is to reckon with. Without it a GPU's name would be taken for the one to train on."""
+    if estimate:
+        return Reckon(gpu, tokens_per_second)
+    for option, value in (("--gpu", gpu), ("--tokens-per-second", tokens_per_second)):
+        if value is not None:
+            raise typer.BadParameter("it says nothing without --estimate; give both or none", param_hint=option)
+    return None
+
+
 def register(root: typer.Typer) -> None:
     """Add the commands."""
     root.add_typer(app, name="submit")
@@ -103,6 +113,7 @@ def pipeline(
     tokens_per_second: Speed = None,
 ) -> None:
     """All four stages: bugurt submit pipeline --source examples/channel --model scratch:tiny --count 200 --wait"""
+    reckon = _reckon(estimate, gpu, tokens_per_second)
     settings, uploads, cluster = _places(dry=dry_run or estimate)
     given = {
         "scrape": scrape_options(uploads, only(source), since, until, limit, resync, required=True),
@@ -115,7 +126,6 @@ def pipeline(
         "train": {"model": model, "preset": preset or preset_for(settings, model), "seed": seed},
         "generate": {**generate_options(uploads, count, prompt, prompt_file, openings, shards), "seed": seed},
     }
-    reckon = Reckon(gpu, tokens_per_second) if estimate else None
     submit_stages(
         settings,
         uploads,
@@ -209,10 +219,10 @@ def train(
     tokens_per_second: Speed = None,
 ) -> None:
     """Train on a dataset: bugurt submit train --dataset dataset/ID --model scratch:tiny --wait"""
+    reckon = _reckon(estimate, gpu, tokens_per_second)
     settings, uploads, cluster = _places(dry=dry_run or estimate)
     ref = uploads.store.resolve(dataset, "dataset") if dataset else None
     given = {"train": {"dataset": ref, "model": model, "preset": preset or preset_for(settings, model), "seed": seed}}
-    reckon = Reckon(gpu, tokens_per_second) if estimate else None
     submit_stages(
         settings,
         uploads,

@@ -25,7 +25,7 @@ def held_out(
     sizes = np.bincount(cluster, minlength=len(names))
     if len(sizes) < 2:
         these = (
-            "there is one alone (in a file of text an empty line parts posts)"
+            "there is one alone (in a file of text an empty line parts posts, or the line that scrape.separator names)"
             if len(cluster) == 1
             else f"these {len(cluster)} are all alike"
         )

@@ -35,10 +35,27 @@ def test_assignments(text: str, wanted: dict[str, Any]) -> None:
     assert parse_settings([text], STAGES) == wanted
 
 
-@pytest.mark.parametrize("text", ["epochs=3", "train", "=3", "moon.phase=1", "train.lora=1|train.lora.r=2"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "epochs=3",
+        "train",
+        "train=3",
+        "=3",
+        "moon.phase=1",
+        "train..epochs=1",
+        "train.epochs.=1",
+        "train.lora=1|train.lora.r=2",
+    ],
+)
 def test_assignments_that_mean_nothing(text: str) -> None:
     with pytest.raises(SpecError, match="--set"):
         parse_settings(text.split("|"), STAGES)
+
+
+def test_a_stage_that_is_written_wrong_is_named() -> None:
+    with pytest.raises(SpecError, match="there is no stage 'trian', but scrape, preprocess, train, generate"):
+        parse_settings(["trian.epochs=3"], STAGES)
 
 
 def test_one_stage_needs_no_name() -> None:

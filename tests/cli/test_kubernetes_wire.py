@@ -285,7 +285,9 @@ def test_a_context_that_is_not_there_is_named_with_those_that_are(
 def test_no_kubeconfig_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"there is no kubeconfig: .* is missing and KUBECONFIG is not set"):
+    with pytest.raises(
+        ConfigError, match=r"there is no kubeconfig: .* is missing and KUBECONFIG is not set; copy the cluster's"
+    ):
         connect()
 
 

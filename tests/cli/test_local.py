@@ -141,6 +141,18 @@ def test_what_init_writes_can_be_read(project: Project, options: tuple[str, ...]
     assert load(project.folder / "bugurt.toml").train["epochs"] == 3
 
 
+def test_init_takes_no_name_that_would_break_its_file(project: Project) -> None:
+    assert "--bucket 'a\"b'" in project.fails(64, "init", "--bucket", 'a"b')
+    assert not (project.folder / "bugurt.toml").exists()
+
+
+@pytest.mark.parametrize("option", [("--gpu", "A100"), ("--tokens-per-second", "5")])
+def test_what_only_an_estimate_hears_is_refused_without_one(project: Project, option: tuple[str, str]) -> None:
+    done = project.run("submit", "pipeline", "--source", "posts.txt", *option, "--dry-run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"Invalid value for {option[0]}: it says nothing without --estimate" in done.stderr
+
+
 def test_a_dry_run_guesses_no_inputs(project: Project) -> None:
     shown = project.ok("submit", "pipeline", "--source", "posts.txt", "--model", "scratch:tiny", "--dry-run")
     jobs = {j["component"]: j["spec"] for j in json.loads(shown)["jobs"]}

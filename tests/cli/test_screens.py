@@ -14,9 +14,10 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cli.best import best_posts
-from cli.follow import bar
+from cli.follow import bar, table
 from cli.output import counted
 from cli.story import Story, sentence
 from cli.submission import Plan
@@ -104,6 +105,25 @@ def test_a_stage_measures_its_rate() -> None:
     for done, now, rate in moments:
         reporter._measure(done, now)
         assert reporter._state.get("per_second") == rate, done
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_terminal_has_fewer_columns_and_no_cut_ones(made: Made, width: int) -> None:
+    progress = "137 of 545 steps, 0.96 steps/s, loss 4.238"
+    ended = [row("preprocess", "succeeded", made.dataset.ref, progress="posts 588, posts_read 760")]
+    going = [*ended, row("train", "running", progress=progress, share=0.25, left=429.0)]
+    for state, rows in (("running", going), ("succeeded", ended)):
+        view = RunView(made.record, state, "", None, tuple(rows), None)  # type: ignore[arg-type]
+        out = io.StringIO()
+        Console(file=out, width=width, soft_wrap=True).print(table(view, width))
+        text = out.getvalue()
+        assert "…" not in text
+        assert "preprocess  succeeded" in text
+        if state == "running":
+            assert bar(0.25) in text and "7m09s" in text
+            assert not set(progress.split()) - set(text.split()), "its words go on below, and none is lost"
+        else:
+            assert made.dataset.ref in text
 
 
 def test_things_are_counted_as_they_are() -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cli.assemble import build_run
 from cli.settings import load
-from jobs.specs import ConfigError
+from jobs.artifacts import ArtifactStore
+from jobs.specs import ConfigError, SpecError
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,20 @@ def test_a_file_that_is_wrong_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "bugurt.toml").write_text('[cluster]\nkind = "x"\n')
     with pytest.raises(ConfigError, match=r"^\S+/bugurt.toml: cluster.kind: "):
         load()
+
+
+def test_a_stages_field_that_is_wrong_is_named_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ArtifactStore
+) -> None:
+    (tmp_path / "bugurt.toml").write_text("[train]\nepoch = 2\n")
+    with pytest.raises(SpecError, match=r"^\S+/bugurt.toml: train: epoch: unknown field$"):
+        build_run(store, load(), ("train",), {}, [])
+    (tmp_path / "bugurt.toml").write_text("")
+    monkeypatch.setenv("BUGURT_TRAIN_EPOCHS", "0")
+    with pytest.raises(SpecError, match=r"^BUGURT_TRAIN_EPOCHS: train: epochs: Input should be greater than 0"):
+        build_run(store, load(), ("train",), {}, [])
+    with pytest.raises(SpecError, match=r"^train: seed: "):
+        build_run(store, load(), ("train",), {"train": {"epochs": 1}}, ["train.seed=x"])
 
 
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:

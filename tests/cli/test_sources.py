@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cli.runs import load_record, save_record
 from cli.settings import Settings
-from cli.sources import parse_source, upload
+from cli.sources import address, parse_source, upload
 from cli.submission import record_for
 from jobs.artifacts import ArtifactStore
 from jobs.specs import DataError, RunSpec, ScrapeSpec, SpecError
@@ -41,6 +44,36 @@ def test_files_and_folders(tmp_path: Path) -> None:
     for name in ("a.json", "a.zip", "a.jsonl", "a.txt", "A.TXT"):
         (tmp_path / name).write_text("x")
         assert parse_source(str(tmp_path / name)).file == tmp_path / name
+
+
+@contextmanager
+def nobody() -> Iterator[None]:
+    """Permissions count for root as well."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_what_may_not_be_read_is_one_sentence_wherever_it_is_closed() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to all but their owner
+        export = Path(name) / "export"
+        export.mkdir()
+        file = export / "result.json"
+        file.write_text("{}")
+        Path(name).chmod(0o755)
+        for closed, text in ((export, export), (export, file), (file, file)):
+            mode = closed.stat().st_mode
+            closed.chmod(0)
+            wanted = f"cannot read {text}: Permission denied; let yourself read it"
+            with nobody(), pytest.raises(DataError, match=wanted):
+                found = parse_source(str(text)).file
+                assert found is not None
+                address(found)
+            closed.chmod(mode)
 
 
 @pytest.mark.parametrize(

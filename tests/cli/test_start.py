@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.abc
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -44,6 +45,26 @@ def test_streams_that_were_closed_are_no_trouble(project: Project, closed: str) 
                           env={**project.env, "PYTHONPATH": str(ROOT)}, timeout=60, check=False)  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "")
     assert "error" not in done.stderr
+
+
+def test_a_reader_that_leaves_early_ends_it_by_141(project: Project) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run([sys.executable, "-c", START, "runs", "--json"], cwd=project.folder, stdout=theirs,
+                          stderr=subprocess.PIPE, env={**project.env, "PYTHONPATH": str(ROOT)}, timeout=60,
+                          check=False)  # fmt: skip
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+SHOW = "from cli.start import *; open_streams(); set_encoding(); print(chr(0x401), end='')"
+
+
+@pytest.mark.parametrize(("named", "wanted"), [({}, "Ё".encode()), ({"PYTHONIOENCODING": "ascii"}, b"?")])
+def test_no_locale_keeps_posts_from_being_printed(named: dict[str, str], wanted: bytes) -> None:
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT), **named}
+    done = subprocess.run([sys.executable, "-c", SHOW], env=env, capture_output=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr) == (wanted, b"")
 
 
 def test_what_is_opened_next_does_not_become_standard_output(project: Project) -> None:
