@@ -387,6 +387,7 @@ class ControlPlane:
             body["metadata"].setdefault("namespace", namespace)
             if dry:
                 return body
+            self._record(body, query["fieldManager"])
             self._add(kind, body)
             if kind == "namespaces":
                 self.namespaces.add(name)
@@ -404,8 +405,16 @@ class ControlPlane:
         before = json.dumps(found, sort_keys=True)
         _merge(found, body)
         if json.dumps(found, sort_keys=True) != before:
+            self._record(found, query["fieldManager"])
             self._touch(kind, found)
         return found
+
+    def _record(self, thing: Object, manager: str) -> None:
+        """Who applied something, and when; applying that changes nothing leaves it as it is."""
+        self.now += timedelta(seconds=1)
+        others = [r for r in thing["metadata"].get("managedFields", []) if r["manager"] != manager]
+        ours = {"manager": manager, "operation": "Apply", "time": self._stamp()}
+        thing["metadata"]["managedFields"] = [*others, ours]
 
     def _watch(self, path: str, query: dict[str, str]) -> Iterator[bytes]:
         kind, namespace, _ = self._place(path)
