@@ -127,6 +127,7 @@ class ControlPlane:
         self.namespaces = set(namespaces)
         self.minor = "36"
         self.accounts_needed = False  # whether a pod without its ServiceAccount is refused
+        self._no_account_yet: dict[str, int] = {}  # ticks until a namespace has its account `default`
         self.refusals: dict[str, str] = {}  # admission's words against a component's pods
         self.denied: set[tuple[str, str]] = set()  # (verb, plural) that the user may not
         self.foreign: set[tuple[str, str]] = set()  # (plural, name) that somebody else has changed
@@ -359,6 +360,9 @@ class ControlPlane:
             body["status"] = {"hard": body["spec"]["hard"]}
         if kind == "namespaces" and not dry:
             self.namespaces.add(name)
+            self._no_account_yet[name] = 5  # a controller makes it, sooner or later
+        if kind == "pods" and not dry:
+            self._admit_account(name, namespace, body["spec"])
         if dry:
             body["metadata"]["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return body
@@ -527,6 +531,11 @@ class ControlPlane:
         """A second passes: the kubelet moves each pod one step, the controllers look at each Job."""
         with self.lock:
             self.now += timedelta(seconds=1)
+            for home in list(self._no_account_yet):
+                self._no_account_yet[home] -= 1
+                if self._no_account_yet[home] <= 0:
+                    del self._no_account_yet[home]
+                    self._add("serviceaccounts", {"metadata": {"name": "default", "namespace": home}})
             for (kind, _, _), thing in list(self.objects.items()):
                 if kind == "pods":
                     self._kubelet(thing)
@@ -718,11 +727,9 @@ class ControlPlane:
 
     def _admit_pod(self, job: Object) -> None:
         """What admission has against one more pod of a Job, whatever it is like."""
-        meta, spec = job["metadata"], job["spec"]["template"]["spec"]
-        account, home = spec.get("serviceAccountName", "default"), meta["namespace"]
-        if self.accounts_needed and ("serviceaccounts", home, account) not in self.objects:
-            words = f'error looking up service account {home}/{account}: serviceaccount "{account}" not found'
-            raise ApiError(403, "Forbidden", f'pods "{meta["name"]}-" is forbidden: {words}')
+        meta = job["metadata"]
+        home = meta["namespace"]
+        self._admit_account(f"{meta['name']}-", home, job["spec"]["template"]["spec"])
         message = self.quota_message
         for (kind, namespace, name), quota in self.objects.items():
             if (kind, namespace) == ("resourcequotas", home) and quota["spec"]["hard"].get("pods") == "0":
@@ -730,6 +737,12 @@ class ControlPlane:
                 message = f'pods "{meta["name"]}-" is forbidden: exceeded quota: {name}, {used}'
         if message is not None:
             raise ApiError(403, "Forbidden", message)
+
+    def _admit_account(self, pod: str, home: str, spec: Object) -> None:
+        account = spec.get("serviceAccountName", "default")
+        if self.accounts_needed and ("serviceaccounts", home, account) not in self.objects:
+            words = f'error looking up service account {home}/{account}: serviceaccount "{account}" not found'
+            raise ApiError(403, "Forbidden", f'pods "{pod}" is forbidden: {words}')
 
     def _create_pod(self, job: Object, index: str | None) -> None:
         meta = job["metadata"]
