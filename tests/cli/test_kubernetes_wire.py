@@ -11,16 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from cli.clusters.base import JobState, LogLine
 from cli.clusters.kubernetes import KubernetesCluster
 from cli.clusters.kubernetes_api import HttpApi, connect
+from cli.sending import finish
 from jobs.specs import BugurtError, ConfigError, TemporaryError
 from tests.cli.api_server import TOKEN, ApiServer, serve
-from tests.cli.fake_cluster import cluster_settings, request_for
+from tests.cli.fake_cluster import FakeCluster, cluster_settings, request_for
 from tests.cli.worlds import WireWorld
 from tests.conftest import ROOT
 
@@ -38,6 +40,15 @@ def world(tmp_path: Path) -> Iterator[tuple[ApiServer, KubernetesCluster]]:
 
 def watch_through(cluster: KubernetesCluster) -> list[JobState]:
     return [s.state for s in cluster.watch(JOB.name)]
+
+
+def test_kubectl_is_told_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own context may be another one than that of the settings."""
+    cluster = FakeCluster(settings=cluster_settings(context="kind-kind"))
+    sent: Any = SimpleNamespace(record=SimpleNamespace(run="mine"), how="new", plans=[])
+    finish(cast(Any, None), cluster, sent, wait=False)
+    hint = "kubectl get jobs,pods --context kind-kind -n bugurt -l app.kubernetes.io/instance=mine"
+    assert hint in "".join(capsys.readouterr())
 
 
 # -- plain requests
