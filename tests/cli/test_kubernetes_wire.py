@@ -460,6 +460,21 @@ def test_the_status_of_200_shards_takes_less_than_a_second(world: Any) -> None:
     assert found[0].restarts >= 60
 
 
+def test_only_what_is_used_of_the_kubernetes_package_is_loaded(world: Any, tmp_path: Path) -> None:
+    server, _ = world
+    code = (
+        "import sys\n"
+        "from cli.clusters.kubernetes_api import connect\n"
+        "assert connect().api.request('GET', '/version')['major'] == '1'\n"
+        "extras = {'kubernetes.dynamic', 'kubernetes.stream', 'kubernetes.watch', 'websocket'}\n"
+        "assert not extras & set(sys.modules), extras & set(sys.modules)\n"
+        "import kubernetes.watch\n"  # and the rest is there for whoever wants it
+        "assert kubernetes.client.ApiClient and kubernetes.watch.Watch\n"
+    )
+    env = {**os.environ, "KUBECONFIG": str(server.kubeconfig(tmp_path)), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=60)
+
+
 def test_the_driver_is_small(world: Any, tmp_path: Path) -> None:
     """All that the driver loads and does for a Job of 200 shards stays below 110 MiB."""
     server, _ = world
