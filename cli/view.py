@@ -131,7 +131,7 @@ def _row(store: ArtifactStore, record: RunRecord, step: str, status: StageStatus
     if live and job is not None and job.reason:
         message = job.reason
     if live and not message:
-        message = str(next((r["message"] for r in reports if r.get("state") == "running"), ""))
+        message = str(next((r["message"] for r in reports if r.get("state") == "running" and r.get("message")), ""))
     lefts = [float(v) for r in reports if isinstance(v := r.get("metrics", {}).get("seconds_left"), int | float)]
     end = status.finished or datetime.now(UTC)
     # One that has ended is running until the driver has seen its end; it does not wait for anything any more.
