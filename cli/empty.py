@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import builtins
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 
 from jobs.artifacts import Bucket, ObjectInfo, S3Settings
@@ -22,6 +23,10 @@ class EmptyBucket(Bucket):
     def get_bytes(self, path: str, *, max_size: int = 0) -> bytes:
         """Raises NotFoundError."""
         raise NotFoundError(f"reading {path}: nothing is here yet")
+
+    def get_many(self, paths: Iterable[str]) -> builtins.list[bytes | None]:
+        """None of them."""
+        return [None for _ in paths]
 
     def head(self, path: str) -> ObjectInfo | None:
         """None."""

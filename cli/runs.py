@@ -175,8 +175,19 @@ def save_status(store: ArtifactStore, status: RunStatus) -> None:
 
 def load_progress(store: ArtifactStore, run: str, stage: str, shard: int | None = None) -> dict[str, Any]:
     """A stage's ``progress.json`` (see ``jobs.reporting``), or an empty dict."""
-    folder = f"runs/{run}/{stage}" + (f"/shard-{shard:05d}" if shard is not None else "")
-    data = _read(store, f"{folder}/progress.json")
+    return _progress(_read(store, _progress_path(run, stage, shard)))
+
+
+def load_shards_progress(store: ArtifactStore, run: str, stage: str, shards: int) -> list[dict[str, Any]]:
+    """As ``load_progress``, of all shards."""
+    return [_progress(data) for data in store.bucket.get_many(_progress_path(run, stage, n) for n in range(shards))]
+
+
+def _progress_path(run: str, stage: str, shard: int | None) -> str:
+    return f"runs/{run}/{stage}" + (f"/shard-{shard:05d}" if shard is not None else "") + "/progress.json"
+
+
+def _progress(data: bytes | None) -> dict[str, Any]:
     try:
         found = load_json(data) if data else {}
     except ValueError:

@@ -193,7 +193,7 @@ def finish(
         if not OPTIONS.quiet:
             hints = [f"bugurt status {run} -w", f"bugurt logs {run} -f", f"bugurt cancel {run}"]
             if cluster.kind == "kubernetes":
-                where = f" -n {cluster.namespace}" if hasattr(cluster, "namespace") else ""
+                where = f" {cluster.place}" if hasattr(cluster, "place") else ""
                 hints.append(f"kubectl get jobs,pods{where} -l app.kubernetes.io/instance={run}")
             next_commands(*hints)
         return

@@ -9,7 +9,16 @@ from typing import Any
 
 from cli.clusters.base import Cluster, JobState, JobStatus, job_name
 from cli.quantities import duration
-from cli.runs import RunRecord, RunState, RunStatus, StageStatus, load_progress, load_record, load_status
+from cli.runs import (
+    RunRecord,
+    RunState,
+    RunStatus,
+    StageStatus,
+    load_progress,
+    load_record,
+    load_shards_progress,
+    load_status,
+)
 from jobs.artifacts import ArtifactStore
 from jobs.specs import ScrapeSpec
 
@@ -122,7 +131,7 @@ def _row(store: ArtifactStore, record: RunRecord, step: str, status: StageStatus
     if live and job is not None and job.reason:
         message = job.reason
     if live and not message:
-        message = str(next((r["message"] for r in reports if r.get("state") == "running"), ""))
+        message = str(next((r["message"] for r in reports if r.get("state") == "running" and r.get("message")), ""))
     lefts = [float(v) for r in reports if isinstance(v := r.get("metrics", {}).get("seconds_left"), int | float)]
     end = status.finished or datetime.now(UTC)
     # One that has ended is running until the driver has seen its end; it does not wait for anything any more.
@@ -150,12 +159,7 @@ def _share(reports: Iterable[dict[str, Any]]) -> float | None:
 
 
 def _progress(store: ArtifactStore, run: str, step: str, shards: int) -> list[dict[str, Any]]:
-    if shards == 1:
-        return [load_progress(store, run, step)]
-    from concurrent.futures import ThreadPoolExecutor
-
-    with ThreadPoolExecutor(16) as pool:
-        return list(pool.map(lambda s: load_progress(store, run, step, s), range(shards)))
+    return [load_progress(store, run, step)] if shards == 1 else load_shards_progress(store, run, step, shards)
 
 
 #: Metrics that are told by their unit, and those that are not told in a line (the first one has a column).

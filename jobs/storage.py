@@ -14,6 +14,7 @@ import mimetypes
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -24,7 +25,9 @@ import boto3
 import botocore.exceptions as bx
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from urllib3.exceptions import HTTPError as UrllibError
 
 from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
 from jobs.streams import MIB, Ranges, UploadStream, open_source
@@ -309,6 +312,37 @@ class Bucket:
                 seen.add(digest)
             raise TemporaryError(f"reading {path}: the bytes change from one reading to the next")
         raise AssertionError("unreachable")
+
+    def get_many(self, paths: Iterable[str]) -> list[bytes | None]:
+        """Small objects side by side; None for those that are not there. Raises as ``get_bytes`` does.
+
+        A request by boto3 takes two milliseconds of a processor, which the reports of some hundred shards make a
+        second of. Signed addresses, asked for over the client's own connections, take a third of that. Whatever comes
+        back but the object or its absence is left to ``get_bytes``, which tries again and knows what to say.
+        """
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(self._get_quickly, paths))
+
+    def _get_quickly(self, path: str) -> bytes | None:
+        client: Any = self.client
+        place = {"Bucket": self.settings.bucket, "Key": self.key(path)}
+        with contextlib.suppress(bx.BotoCoreError, bx.ClientError, UrllibError, OSError):
+            url = client.generate_presigned_url("get_object", Params=place, ExpiresIn=60)
+            request = AWSRequest(method="GET", url=url, stream_output=True).prepare()
+            answer = client._endpoint.http_session.send(request)
+            if int(answer.headers.get("Content-Length") or 0) > SMALL_OBJECT:
+                answer.raw.close()
+                return self.get_bytes(path)  # says what is wrong with it
+            data = bytes(answer.content)
+            if answer.status_code == 404 and b"<Code>NoSuchKey</Code>" in data:
+                return None
+            digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if answer.status_code == 200 and digest == answer.headers.get("ETag", "").strip('"'):
+                return data
+        try:
+            return self.get_bytes(path)
+        except NotFoundError:
+            return None
 
     def put_bytes(self, path: str, data: bytes, *, content_type: str | None = None) -> None:
         """Write a small object."""

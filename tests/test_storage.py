@@ -412,6 +412,34 @@ def test_what_is_damaged_on_its_way_up_is_sent_again(
     assert straight.head("never") is None
 
 
+def test_many_small_objects_at_once(s3_env: dict[str, str], faults: FaultyS3) -> None:
+    """One request each where all is well; what goes wrong with one of them goes as with ``get_bytes``."""
+    bucket = bucket_of(s3_env, ENDPOINT=faults.endpoint)
+    paths = [f"runs/r/shard-{n}/a file+of=ours.json" for n in range(5)]
+    for number, path in enumerate(paths[:4]):
+        bucket.put_bytes(path, f"bytes {number}".encode() * 9)
+    wanted = [f"bytes {n}".encode() * 9 for n in range(4)]
+    faults.requests.clear()
+    assert bucket.get_many(paths) == [*wanted, None]
+    assert len(faults.requests) == 5
+    for kind in ("reset", "slow_down", "truncate", "corrupt", "denied"):
+        fault = faults.break_next(kind, method="GET", contains="shard-1/")
+        assert bucket.get_many(paths) == [*wanted, None], kind
+        assert fault.hits == 1
+    faults.break_next("denied", method="GET", contains="shard-1/", times=9)
+    assert "AccessDenied" in ends_in(ConfigError, lambda: bucket.get_many(paths))
+
+
+def test_none_of_many_is_too_large(s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = bucket_of(s3_env)
+    bucket.put_bytes("small", b"12345")
+    bucket.put_bytes("large", b"123456")
+    monkeypatch.setattr("jobs.storage.SMALL_OBJECT", 5)
+    monkeypatch.setattr(Bucket.get_bytes, "__kwdefaults__", {"max_size": 5})
+    assert bucket.get_many(["small"]) == [b"12345"]
+    assert "has more than 5 bytes" in ends_in(DataError, lambda: bucket.get_many(["small", "large"]))
+
+
 def test_parts_of_a_large_upload_are_checked_too(s3_env: dict[str, str], faults: FaultyS3, tmp_path: Path) -> None:
     local = tmp_path / "file"
     local.write_bytes(os.urandom(17 * 2**20))

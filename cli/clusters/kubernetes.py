@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import json
 import random
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -65,6 +66,12 @@ class KubernetesCluster:
             with contextlib.suppress(OSError, KeyError):  # a container's uid without a name
                 settings = settings.model_copy(update={"owner": getpass.getuser()})
         return cls(access.api, settings, access.namespace)
+
+    @property
+    def place(self) -> str:
+        """The options by which kubectl looks where we do: its own context may be another one."""
+        context = self.settings.cluster.context
+        return f"{f'--context {shlex.quote(context)} ' if context else ''}-n {self.namespace}"
 
     # -- paths and calls
 

@@ -123,7 +123,22 @@ def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
         return _line("fail", thing, error.message[:300])
     if before is None:
         return _line("created", thing, "")
-    return _line("unchanged" if _content(before) == _content(after) else "changed", thing, "")
+    return _line("unchanged" if _same(before, after) else "changed", thing, "")
+
+
+def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether our applying changed nothing. Controllers write annotations and fields at any moment, before it, too.
+
+    What we apply is recorded with its time in the object's managedFields, and a server leaves that record as it is
+    where applying changes nothing.
+    """
+    ours = _our_record(before)
+    return _content(before) == _content(after) or (ours is not None and ours == _our_record(after))
+
+
+def _our_record(thing: dict[str, Any]) -> dict[str, Any] | None:
+    records = thing["metadata"].get("managedFields") or ()
+    return next((r for r in records if (r.get("manager"), r.get("operation")) == (FIELD_MANAGER, "Apply")), None)
 
 
 def _content(thing: dict[str, Any]) -> dict[str, Any]:

@@ -124,6 +124,7 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
         def _json(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
             data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
+            self.send_header("Content-Type", "application/json")
             for name, value in (headers or {}).items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(data)))
@@ -174,6 +175,7 @@ def _handler(server: ApiServer) -> type[BaseHTTPRequestHandler]:
                 lines = iter(())
             first = next(lines, None)  # an error comes before the headers
             self.send_response(200)
+            self.send_header("Content-Type", "text/plain" if path.endswith("/log") else "application/json")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
             try:

@@ -127,6 +127,7 @@ class ControlPlane:
         self.namespaces = set(namespaces)
         self.minor = "36"
         self.accounts_needed = False  # whether a pod without its ServiceAccount is refused
+        self._no_account_yet: dict[str, int] = {}  # ticks until a namespace has its account `default`
         self.refusals: dict[str, str] = {}  # admission's words against a component's pods
         self.denied: set[tuple[str, str]] = set()  # (verb, plural) that the user may not
         self.foreign: set[tuple[str, str]] = set()  # (plural, name) that somebody else has changed
@@ -359,6 +360,9 @@ class ControlPlane:
             body["status"] = {"hard": body["spec"]["hard"]}
         if kind == "namespaces" and not dry:
             self.namespaces.add(name)
+            self._no_account_yet[name] = 5  # a controller makes it, sooner or later
+        if kind == "pods" and not dry:
+            self._admit_account(name, namespace, body["spec"])
         if dry:
             body["metadata"]["creationTimestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             return body
@@ -387,6 +391,7 @@ class ControlPlane:
             body["metadata"].setdefault("namespace", namespace)
             if dry:
                 return body
+            self._record(body, query["fieldManager"])
             self._add(kind, body)
             if kind == "namespaces":
                 self.namespaces.add(name)
@@ -404,8 +409,16 @@ class ControlPlane:
         before = json.dumps(found, sort_keys=True)
         _merge(found, body)
         if json.dumps(found, sort_keys=True) != before:
+            self._record(found, query["fieldManager"])
             self._touch(kind, found)
         return found
+
+    def _record(self, thing: Object, manager: str) -> None:
+        """Who applied something, and when; applying that changes nothing leaves it as it is."""
+        self.now += timedelta(seconds=1)
+        others = [r for r in thing["metadata"].get("managedFields", []) if r["manager"] != manager]
+        ours = {"manager": manager, "operation": "Apply", "time": self._stamp()}
+        thing["metadata"]["managedFields"] = [*others, ours]
 
     def _watch(self, path: str, query: dict[str, str]) -> Iterator[bytes]:
         kind, namespace, _ = self._place(path)
@@ -518,6 +531,11 @@ class ControlPlane:
         """A second passes: the kubelet moves each pod one step, the controllers look at each Job."""
         with self.lock:
             self.now += timedelta(seconds=1)
+            for home in list(self._no_account_yet):
+                self._no_account_yet[home] -= 1
+                if self._no_account_yet[home] <= 0:
+                    del self._no_account_yet[home]
+                    self._add("serviceaccounts", {"metadata": {"name": "default", "namespace": home}})
             for (kind, _, _), thing in list(self.objects.items()):
                 if kind == "pods":
                     self._kubelet(thing)
@@ -709,11 +727,9 @@ class ControlPlane:
 
     def _admit_pod(self, job: Object) -> None:
         """What admission has against one more pod of a Job, whatever it is like."""
-        meta, spec = job["metadata"], job["spec"]["template"]["spec"]
-        account, home = spec.get("serviceAccountName", "default"), meta["namespace"]
-        if self.accounts_needed and ("serviceaccounts", home, account) not in self.objects:
-            words = f'error looking up service account {home}/{account}: serviceaccount "{account}" not found'
-            raise ApiError(403, "Forbidden", f'pods "{meta["name"]}-" is forbidden: {words}')
+        meta = job["metadata"]
+        home = meta["namespace"]
+        self._admit_account(f"{meta['name']}-", home, job["spec"]["template"]["spec"])
         message = self.quota_message
         for (kind, namespace, name), quota in self.objects.items():
             if (kind, namespace) == ("resourcequotas", home) and quota["spec"]["hard"].get("pods") == "0":
@@ -721,6 +737,12 @@ class ControlPlane:
                 message = f'pods "{meta["name"]}-" is forbidden: exceeded quota: {name}, {used}'
         if message is not None:
             raise ApiError(403, "Forbidden", message)
+
+    def _admit_account(self, pod: str, home: str, spec: Object) -> None:
+        account = spec.get("serviceAccountName", "default")
+        if self.accounts_needed and ("serviceaccounts", home, account) not in self.objects:
+            words = f'error looking up service account {home}/{account}: serviceaccount "{account}" not found'
+            raise ApiError(403, "Forbidden", f'pods "{pod}" is forbidden: {words}')
 
     def _create_pod(self, job: Object, index: str | None) -> None:
         meta = job["metadata"]

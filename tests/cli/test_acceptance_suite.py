@@ -70,7 +70,9 @@ def test_the_suite_holds_on_the_fake(tmp_path: Path, suite: list[str], skips: se
     plane.objects["nodes", "", "node-1"]["metadata"]["labels"] = {"kubernetes.io/hostname": "node-1"}
     env = {k: v for k, v in os.environ.items() if not k.startswith(("BUGURT_", "PYTEST_"))}
     with serve(plane) as server, passing_time(plane):
-        env |= {"KUBECONFIG": str(server.kubeconfig(tmp_path)), "HOME": str(tmp_path), "NO_COLOR": "1"}
+        # A path as people say it, from where they are.
+        kubeconfig = os.path.relpath(server.kubeconfig(tmp_path), ROOT)
+        env |= {"KUBECONFIG": kubeconfig, "HOME": str(tmp_path), "NO_COLOR": "1"}
         env |= {"BUGURT_E2E_CONTEXT": "here"}
         env["PATH"] = str(Path(sys.executable).parent)  # no kubectl: the fake does not tell its schema
         done = subprocess.run(

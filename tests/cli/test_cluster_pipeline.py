@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from jobs.storage import Bucket, S3Settings
 from tests.cli.api_server import ApiServer, serve
 from tests.cli.fake_kubernetes import ACCOUNT, STILL_AT_WORK, ControlPlane, Task
 from tests.conftest import ROOT
+from tests.s3_faults import faulty_s3
 
 EXPORT = ROOT / "examples" / "channel" / "result.json"
 SECRETS = ("BUGURT_S3_ACCESS_KEY_ID", "BUGURT_S3_SECRET_ACCESS_KEY")
@@ -158,3 +160,41 @@ def _from_the_laptop_to_a_batch(tmp_path: Path, s3_env: dict[str, str], node: No
 
 def _env(job: dict[str, Any]) -> dict[str, str]:
     return {e["name"]: e["value"] for e in job["spec"]["template"]["spec"]["containers"][0]["env"]}
+
+
+def test_submit_and_status_cost_little(tmp_path: Path, s3_env: dict[str, str]) -> None:
+    """Two seconds and one, with room for a slow machine, and of the processor, for one that is busy.
+
+    What servers add to that is counted in requests.
+    """
+    bucket = Bucket(S3Settings.from_env(s3_env))
+    plane = ControlPlane()
+    with serve(plane) as server, faulty_s3(s3_env["BUGURT_S3_ENDPOINT"]) as s3:
+        server.kubeconfig(tmp_path)
+        (tmp_path / "bugurt.toml").write_text('[cluster]\nkind = "kubernetes"\n')
+        env = {**s3_env, "BUGURT_S3_ENDPOINT": s3.endpoint}
+
+        def timed(*args: str) -> tuple[str, float]:
+            server.seen.clear()
+            s3.requests.clear()
+            before = os.times()
+            done = bugurt(server, tmp_path, env, *args)
+            after = os.times()
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+            used = after.children_user + after.children_system - before.children_user - before.children_system
+            return done.stdout, used
+
+        _, seconds = timed("submit", "pipeline", "--source", str(EXPORT), "--model", "scratch:tiny", "--name", RUN,
+                           "--count", "20000", "--set", "generate.shards=200")  # fmt: skip
+        assert len(server.seen) <= 3 and len(s3.requests) <= 20, (server.seen, s3.requests)
+        assert seconds < 4
+        stages = {"generate": {"state": "running", "job": f"{RUN}-generate"}}
+        status = {"run": RUN, "state": "running", "stages": stages}
+        bucket.put_bytes(f"runs/{RUN}/status.json", json.dumps(status).encode())
+        for shard in range(200):
+            report = {"state": "running", "done": shard, "total": 100, "unit": "posts"}
+            bucket.put_bytes(f"runs/{RUN}/generate/shard-{shard:05d}/progress.json", json.dumps(report).encode())
+        text, seconds = timed("status", RUN)
+        assert "19,900 of 20,000 posts" in text
+        assert len(server.seen) <= 4 and len(s3.requests) <= 205, (server.seen, len(s3.requests))
+        assert seconds < 3

@@ -11,16 +11,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from cli.clusters.base import JobState, LogLine
 from cli.clusters.kubernetes import KubernetesCluster
 from cli.clusters.kubernetes_api import HttpApi, connect
+from cli.sending import finish
 from jobs.specs import BugurtError, ConfigError, TemporaryError
 from tests.cli.api_server import TOKEN, ApiServer, serve
-from tests.cli.fake_cluster import cluster_settings, request_for
+from tests.cli.fake_cluster import FakeCluster, cluster_settings, request_for
 from tests.cli.worlds import WireWorld
 from tests.conftest import ROOT
 
@@ -38,6 +40,15 @@ def world(tmp_path: Path) -> Iterator[tuple[ApiServer, KubernetesCluster]]:
 
 def watch_through(cluster: KubernetesCluster) -> list[JobState]:
     return [s.state for s in cluster.watch(JOB.name)]
+
+
+def test_kubectl_is_told_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own context may be another one than that of the settings."""
+    cluster = FakeCluster(settings=cluster_settings(context="kind-kind"))
+    sent: Any = SimpleNamespace(record=SimpleNamespace(run="mine"), how="new", plans=[])
+    finish(cast(Any, None), cluster, sent, wait=False)
+    hint = "kubectl get jobs,pods --context kind-kind -n bugurt -l app.kubernetes.io/instance=mine"
+    assert hint in "".join(capsys.readouterr())
 
 
 # -- plain requests
@@ -449,6 +460,21 @@ def test_the_status_of_200_shards_takes_less_than_a_second(world: Any) -> None:
     found = cluster.list("run-a")
     assert time.monotonic() - before < 1.0
     assert found[0].restarts >= 60
+
+
+def test_only_what_is_used_of_the_kubernetes_package_is_loaded(world: Any, tmp_path: Path) -> None:
+    server, _ = world
+    code = (
+        "import sys\n"
+        "from cli.clusters.kubernetes_api import connect\n"
+        "assert connect().api.request('GET', '/version')['major'] == '1'\n"
+        "extras = {'kubernetes.dynamic', 'kubernetes.stream', 'kubernetes.watch', 'websocket'}\n"
+        "assert not extras & set(sys.modules), extras & set(sys.modules)\n"
+        "import kubernetes.watch\n"  # and the rest is there for whoever wants it
+        "assert kubernetes.client.ApiClient and kubernetes.watch.Watch\n"
+    )
+    env = {**os.environ, "KUBECONFIG": str(server.kubeconfig(tmp_path)), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=60)
 
 
 def test_the_driver_is_small(world: Any, tmp_path: Path) -> None:

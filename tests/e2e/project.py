@@ -41,6 +41,8 @@ class Project:
     def bugurt(self, *args: str, code: int | None = 0, timeout: float = 1200) -> str:
         """Run a command; its output."""
         own = {name: value for name, value in os.environ.items() if not name.startswith("BUGURT_")}
+        if own.get("KUBECONFIG"):  # said from where the tests were begun, and the command runs elsewhere
+            own["KUBECONFIG"] = os.pathsep.join(map(os.path.abspath, own["KUBECONFIG"].split(os.pathsep)))
         done = subprocess.run(
             [sys.executable, "-m", "cli.main", *args],
             cwd=self.folder,

@@ -42,7 +42,8 @@ ROOM_WAIT = 60.0  # seconds for a node to have room for a pod that asks for next
 #: All images, and a command that shows that one of them is there.
 IMAGES = {name: ["python", "-c", "pass"] for name in ("driver", "scrape", "preprocess", "train", "generate")}
 IMAGES["s3"] = ["rclone", "version"]
-_FINAL = {"ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName"}
+#: What a container waits for in vain: an image, or the program in it.
+_FINAL = {"ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "CreateContainerError"}
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -93,9 +94,20 @@ def own_namespace() -> Iterator[Access]:
     except ApiError as error:
         pytest.skip(f"a namespace cannot be made: {error.message}")
     try:
+        # A controller makes it. The server refuses pods until then, and waits for it no longer than a second or two.
+        account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+        wait_for("the namespace's account", lambda: _there(found, account), 60, every=0.2)
         yield found
     finally:
         found.api.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+def _there(found: Access, path: str) -> Object | None:
+    try:
+        return found.api.request("GET", path)
+    except ApiError as error:
+        assert error.status == 404, error
+        return None
 
 
 def install_base(found: Access) -> None:

@@ -155,7 +155,7 @@ def test_kubectl_applies_what_is_printed(installed: Project) -> None:
         installed.bugurt("submit", "scrape", "--source", "@made_up_channel", "--dry-run"),
     ]
     for text in printed:
-        done = subprocess.run(program, input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run(program, input=text, capture_output=True, text=True, check=False, timeout=120)
         assert done.returncode == 0, done.stderr
         assert "would violate PodSecurity" not in done.stderr
         assert "unknown field" not in done.stderr
@@ -173,7 +173,7 @@ def test_kubectl_applies_the_folders(installed: Project, folder: str, tmp_path: 
     mine.mkdir()
     (mine / "kustomization.yaml").write_text(f"namespace: {installed.access.namespace}\nresources: [../{folder}]\n")
     command = [*program, "apply", "--dry-run=server", "-k", str(mine)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "would violate PodSecurity" not in done.stderr
 
@@ -226,7 +226,8 @@ def may(access: Access, account: str, verb: str, resource: str, group: str = "")
 def test_accounts_may_what_they_need_and_no_more(installed: Project) -> None:
     access = installed.access
     for verb in ("create", "get", "list", "watch", "patch"):
-        assert may(access, "bugurt-driver", verb, "jobs", "batch"), verb
+        # The server's own picture of the Roles follows what was installed a moment ago.
+        wait_for(f"the right to {verb} Jobs", lambda v=verb: may(access, "bugurt-driver", v, "jobs", "batch"), 30)
         assert not may(access, "bugurt-stage", verb, "jobs", "batch"), verb
     for resource in ("pods", "events"):
         assert may(access, "bugurt-driver", "list", resource)
