@@ -17,6 +17,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from jobs.specs import SpecError
 from jobs.train.data import GlobalBatches, count_targets
+from jobs.train.dropout import LateDropout
 from jobs.train.keeper import Ended, Keeper
 from jobs.train.plan import Plan, schedule
 from jobs.train.surroundings import memory_mib
@@ -68,6 +69,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         self.plan = plan
         self.first_step = first_step
         self.step_tokens = 0  # of the step that is under way
+        self.dropout = LateDropout(model, plan.settings.dropout or 0.0, plan.settings.dropout_after)
         super().__init__(model=model, args=args)
         self.remove_callback(PrinterCallback)
         self.add_callback(Keeper(self))
@@ -118,6 +120,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
 
         Gradients are averaged over processes, hence the factor.
         """
+        self.dropout.at(self.epochs(self.state.global_step))
         outputs = self.forward(model, inputs)
         with self.accelerator.autocast():  # the model's own forward has it by itself; its head is computed here
             nats = self.plan.head.nats(outputs.logits, inputs["labels"])

@@ -186,3 +186,23 @@ def signal_in_the_warm_start() -> None:
         return step(self, done)
 
     Fit.step = interrupted  # type: ignore[method-assign]
+
+
+def dropout_is_told() -> None:
+    """Each step logs its dropout, and how often the posts were seen before it."""
+    import logging
+
+    import torch
+
+    from jobs.train.trainer import PostTrainer
+
+    forward = PostTrainer.forward
+
+    def told(self: Any, model: Any, inputs: Any) -> Any:
+        (rate,) = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
+        if model.training:
+            passes = self.epochs(self.state.global_step)
+            logging.getLogger("jobs.train").info("dropout %.1f after %.2f passes", rate, passes)
+        return forward(model, inputs)
+
+    PostTrainer.forward = told  # type: ignore[assignment, method-assign]
