@@ -25,6 +25,7 @@ from jobs.generate.convert import WEIGHT_FILES
 from jobs.generate.engines import Engine, Setting, open_engine
 from jobs.generate.finish import Finish, account
 from jobs.generate.gates import Gates
+from jobs.generate.heap import trim
 from jobs.generate.language import TEXT_FILES, Language, read_language
 from jobs.generate.merge import Merge
 from jobs.generate.parts import HOPELESS, Drawing, Part, Plan, Tally, again, worth_drawing
@@ -216,6 +217,8 @@ class Generation:
             len(found) / max(1e-9, time.monotonic() - began),
         )  # fmt: skip
         self._report()
+        del drawing, found, writer
+        trim()
 
     def _checker(self, part: Part) -> Callable[[Tally, int], None]:
         def check(tally: Tally, accepted: int) -> None:

@@ -24,7 +24,7 @@ from jobs.preprocess.pool import Workers, share_size
 from jobs.similarity import Hashes, distinct, jaccard, shingle_many, shingles
 
 POSTS_A_TASK = 4096
-_COUNTABLE = 1 << 24  # pairs of a task that are counted in an array
+_COUNTED = 1 << 19  # counters of an array that pairs are counted in: four megabytes, which stay in a cache
 
 
 def lacking(size: int, threshold: float) -> int:
@@ -66,7 +66,8 @@ def _place(hashes: Hashes, table: NDArray[np.bool_]) -> Ints:
 @lru_cache(maxsize=1)
 def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, Ints, Ints, NDArray[np.bool_]]:
     names = ("hashes", "starts", "owners", "needed", "sizes", "filter")
-    arrays = [np.load(folder / f"rare-{name}.npy", mmap_mode="r") for name in names]
+    # As plain arrays: each look into a memmap makes another one, which takes longer than the look.
+    arrays = [np.load(folder / f"rare-{name}.npy", mmap_mode="r").view(np.ndarray) for name in names]
     hashes, starts, owners, needed, sizes, present = arrays
     return hashes, starts, owners, needed, sizes, present
 
@@ -98,8 +99,10 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
         return np.zeros((0, 2), np.int64)
     found_pairs = []
     held: dict[int, Hashes] = {}
+    own, whose = np.zeros(0, np.uint64), -1
     for post, other in zip((encoded // len(needed)).tolist(), (encoded % len(needed)).tolist(), strict=True):
-        own = distinct(flat[int(offsets[post]) : int(offsets[post + 1])])
+        if post != whose:
+            own, whose = distinct(flat[int(offsets[post]) : int(offsets[post + 1])]), post
         small, large = sorted((len(own), int(sizes[other])))
         if small < task.threshold * large:
             continue
@@ -123,14 +126,14 @@ def _suspects(posts: Ints, places: Ints, starts: Ints, owners: Ints, needed: Int
     ends = np.append(begins[1:], len(posts))
     found = [np.zeros(0, np.int64)]
     hits = np.add.reduceat(counts, begins) if len(begins) else counts
-    for piece in pieces(8 * hits, max(1, len(hits))):
+    for piece in pieces(8 * hits, max(1, _COUNTED // max(1, total))):
         part = slice(int(begins[piece.start]), int(ends[piece.stop - 1]))
         count, first = counts[part], int(posts[part.start])
         own = posts[part] - first
         # every held-out post that has the hash; a hash that a post has twice counts twice, which only costs a look
         inner = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
         both = np.repeat(own * total, count) + owners[np.repeat(starts[places[part]], count) + inner]
-        if (int(own[-1]) + 1) * total <= _COUNTABLE:
+        if (int(own[-1]) + 1) * total <= 16 * len(both):
             shared = np.bincount(both)
             encoded = np.flatnonzero(shared)
             shared = shared[encoded]
