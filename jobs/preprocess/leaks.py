@@ -4,7 +4,8 @@ MinHash may miss a pair at the very threshold; a held-out loss must not be flatt
 is looked up in train by filtering on rare 5-grams (prefix filtering: Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma,
 Srikant 2007). A set of Jaccard similarity t or more to a set of n elements lacks at most n - ceil(t n) of them. So
 of any m elements it has at least m - (n - ceil(t n)): the rarest ones are looked up, twice as many as may be
-lacking, and a post that has fewer than half of them cannot be similar. For the few that have, the similarity is
+lacking, and a post that has fewer than half of them cannot be similar. Nor can sets whose sizes differ too much, so
+that of those that have a 5-gram only a range of sizes is looked at. For the few that are left, the similarity is
 computed.
 """
 
@@ -45,11 +46,12 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
             hashes.append(rare)
             needed[number], sizes[number] = len(rare) - may_lack, len(own)
     flat = np.concatenate(hashes or [np.zeros(0, np.uint64)])
-    order = np.argsort(flat, kind="stable")
-    hashes_once, starts = np.unique(flat[order], return_index=True)
+    owners = np.repeat(np.arange(len(hashes)), [len(h) for h in hashes])
+    order = np.lexsort((sizes[owners], flat))
+    hashes_once, places = np.unique(flat[order], return_inverse=True)
     np.save(folder / "rare-hashes.npy", hashes_once)
-    np.save(folder / "rare-starts.npy", np.append(starts, len(flat)))
-    np.save(folder / "rare-owners.npy", np.repeat(np.arange(len(hashes)), [len(h) for h in hashes])[order])
+    np.save(folder / "rare-keys.npy", _key(places, sizes[owners[order]]))
+    np.save(folder / "rare-owners.npy", owners[order])
     np.save(folder / "rare-needed.npy", needed)
     np.save(folder / "rare-sizes.npy", sizes)
     # A table of one byte for each hash's first bits, some 16 times as long as there are hashes, for a quick no.
@@ -59,17 +61,23 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
     np.save(folder / "rare-filter.npy", present)
 
 
+def _key(places: Ints, sizes: Ints) -> Ints:
+    """What is sorted by hash, and of one hash by the size of the set that has it."""
+    found: Ints = (places.astype(np.int64) << 32) + sizes
+    return found
+
+
 def _place(hashes: Hashes, table: NDArray[np.bool_]) -> Ints:
     return (hashes >> np.uint64(65 - len(table).bit_length())).astype(np.int64)
 
 
 @lru_cache(maxsize=1)
 def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, Ints, Ints, NDArray[np.bool_]]:
-    names = ("hashes", "starts", "owners", "needed", "sizes", "filter")
+    names = ("hashes", "keys", "owners", "needed", "sizes", "filter")
     # As plain arrays: each look into a memmap makes another one, which takes longer than the look.
     arrays = [np.load(folder / f"rare-{name}.npy", mmap_mode="r").view(np.ndarray) for name in names]
-    hashes, starts, owners, needed, sizes, present = arrays
-    return hashes, starts, owners, needed, sizes, present
+    hashes, keys, owners, needed, sizes, present = arrays
+    return hashes, keys, owners, needed, sizes, present
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,42 +94,47 @@ class LeakTask:
 
 def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     """Pairs (number in train, number among the held-out) that are near-duplicates; shape (pairs, 2)."""
-    rare, starts, owners, needed, sizes, present = _load(task.folder, task.version)
+    rare, keys, owners, needed, sizes, present = _load(task.folder, task.version)
     flat, offsets = shingle_many(task.train.texts("plain"))
+    offsets = offsets.astype(np.int64)
     suspects = np.flatnonzero(present[_place(flat, present)])
-    posts = np.searchsorted(offsets.astype(np.int64), suspects, "right") - 1
     found = flat[suspects]
     places = np.searchsorted(rare, found)
     places[places == len(rare)] = 0
     hit = rare[places] == found
-    encoded = _suspects(posts[hit], places[hit], starts, owners, needed)
-    if not len(encoded):
+    if not hit.any():
         return np.zeros((0, 2), np.int64)
+    posts, places = np.searchsorted(offsets, suspects[hit], "right") - 1, places[hit]
+    numbers, which = np.unique(posts, return_inverse=True)
+    sets = [distinct(flat[offsets[n] : offsets[n + 1]]) for n in numbers.tolist()]
+    own_sizes = np.array([len(s) for s in sets])[which]
+    least = np.ceil(task.threshold * own_sizes - 1e-9).astype(np.int64)
+    most = np.floor(own_sizes / task.threshold + 1e-9).astype(np.int64)
+    begins = np.searchsorted(keys, _key(places, least))
+    counts = np.searchsorted(keys, _key(places, most), "right") - begins
     found_pairs = []
     held: dict[int, Hashes] = {}
-    own, whose = np.zeros(0, np.uint64), -1
+    encoded = _suspects(which, begins, counts, owners, needed)
     for post, other in zip((encoded // len(needed)).tolist(), (encoded % len(needed)).tolist(), strict=True):
-        if post != whose:
-            own, whose = distinct(flat[int(offsets[post]) : int(offsets[post + 1])]), post
-        small, large = sorted((len(own), int(sizes[other])))
+        small, large = sorted((len(sets[post]), int(sizes[other])))
         if small < task.threshold * large:
             continue
         if other not in held:
             (text,) = task.held_out.part(slice(other, other + 1)).texts("plain")
             held[other] = shingles(text, normalised=True)
-        if jaccard(own, held[other]) >= task.threshold:
-            found_pairs.append((task.start + post, other))
+        if jaccard(sets[post], held[other]) >= task.threshold:
+            found_pairs.append((task.start + int(numbers[post]), other))
     return np.array(found_pairs, np.int64).reshape(-1, 2)
 
 
-def _suspects(posts: Ints, places: Ints, starts: Ints, owners: Ints, needed: Ints) -> Ints:
+def _suspects(posts: Ints, starts: Ints, counts: Ints, owners: Ints, needed: Ints) -> Ints:
     """The pairs that share enough rare 5-grams, each as ``post * len(needed) + held-out post``, ascending.
 
-    ``posts``: ascending, the post of each 5-gram that was found; ``places``: which of the rare ones it is. Looks at so
-    many posts at once as their pairs leave room for: where a corpus repeats itself, there may be hundreds a 5-gram.
+    ``posts``: ascending, the post of each 5-gram that was found; ``starts`` and ``counts``: where in ``owners`` those
+    stand that have it. Looks at so many posts at once as their pairs leave room for: where a corpus repeats itself,
+    there may be hundreds a 5-gram.
     """
     total = len(needed)
-    counts = starts[places + 1] - starts[places]
     begins = np.flatnonzero(np.diff(posts, prepend=-1))
     ends = np.append(begins[1:], len(posts))
     found = [np.zeros(0, np.int64)]
@@ -132,7 +145,7 @@ def _suspects(posts: Ints, places: Ints, starts: Ints, owners: Ints, needed: Int
         own = posts[part] - first
         # every held-out post that has the hash; a hash that a post has twice counts twice, which only costs a look
         inner = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
-        both = np.repeat(own * total, count) + owners[np.repeat(starts[places[part]], count) + inner]
+        both = np.repeat(own * total, count) + owners[np.repeat(starts[part], count) + inner]
         if (int(own[-1]) + 1) * total <= 16 * len(both):
             shared = np.bincount(both)
             encoded = np.flatnonzero(shared)

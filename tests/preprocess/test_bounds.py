@@ -158,7 +158,7 @@ def test_pairs_with_the_held_out_posts_are_counted_by_pieces(monkeypatch: pytest
     owners = rng.integers(0, 60, starts[-1])
     posts, places = np.sort(rng.integers(0, 300, 5000)), rng.integers(0, 200, 5000)
     needed = rng.integers(1, 12, 60)
-    whole = leaks._suspects(posts, places, starts, owners, needed)
+    whole = leaks._suspects(posts, starts[places], owned[places], owners, needed)
     shared = np.zeros((300, 60), np.int64)
     for post, place in zip(posts, places, strict=True):
         np.add.at(shared[post], owners[starts[place] : starts[place + 1]], 1)
@@ -172,5 +172,5 @@ def test_pairs_with_the_held_out_posts_are_counted_by_pieces(monkeypatch: pytest
 
     monkeypatch.setattr("jobs.preprocess.corpus.PIECE_BYTES", 16_000)
     monkeypatch.setattr(np, "repeat", measured)
-    assert leaks._suspects(posts, places, starts, owners, needed).tolist() == whole.tolist()
+    assert leaks._suspects(posts, starts[places], owned[places], owners, needed).tolist() == whole.tolist()
     assert max(sizes) <= 2_000, "pairs that are held at once, of eight bytes each"
