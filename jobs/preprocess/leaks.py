@@ -110,11 +110,13 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     own_sizes = np.array([len(s) for s in sets])[which]
     least = np.ceil(task.threshold * own_sizes - 1e-9).astype(np.int64)
     most = np.floor(own_sizes / task.threshold + 1e-9).astype(np.int64)
-    begins = np.searchsorted(keys, _key(places, least))
-    counts = np.searchsorted(keys, _key(places, most), "right") - begins
+    begins, ends = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
+    order = np.argsort(_key(places, least))  # looked up in their order, the next one is mostly in the cache already
+    begins[order] = np.searchsorted(keys, _key(places, least)[order])
+    ends[order] = np.searchsorted(keys, _key(places, most)[order], "right")
     found_pairs = []
     held: dict[int, Hashes] = {}
-    encoded = _suspects(which, begins, counts, owners, needed)
+    encoded = _suspects(which, begins, ends - begins, owners, needed)
     for post, other in zip((encoded // len(needed)).tolist(), (encoded % len(needed)).tolist(), strict=True):
         small, large = sorted((len(sets[post]), int(sizes[other])))
         if small < task.threshold * large:
