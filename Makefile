@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := build/tools
-# Tests in six processes: many of them wait, or start processes of their own.
-PYTEST_ARGS ?= -n 6 --dist worksteal
+# Tests in four processes: many of them wait, or start processes of their own.
+PYTEST_ARGS ?= -n 4 --dist worksteal
 
 # Rounds of chaos, five seconds of a processor each: those of `make chaos`, two side by side, and those of `make test`.
 ROUNDS ?= 50
