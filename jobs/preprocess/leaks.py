@@ -53,7 +53,6 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
     np.save(folder / "rare-keys.npy", _key(places, sizes[owners[order]]))
     np.save(folder / "rare-owners.npy", owners[order])
     np.save(folder / "rare-needed.npy", needed)
-    np.save(folder / "rare-sizes.npy", sizes)
     # A table of one byte for each hash's first bits, some 16 times as long as there are hashes, for a quick no.
     bits = max(16, (16 * len(flat)).bit_length())
     present = np.zeros(1 << bits, bool)
@@ -72,12 +71,12 @@ def _place(hashes: Hashes, table: NDArray[np.bool_]) -> Ints:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, Ints, Ints, NDArray[np.bool_]]:
-    names = ("hashes", "keys", "owners", "needed", "sizes", "filter")
+def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, Ints, NDArray[np.bool_]]:
+    names = ("hashes", "keys", "owners", "needed", "filter")
     # As plain arrays: each look into a memmap makes another one, which takes longer than the look.
     arrays = [np.load(folder / f"rare-{name}.npy", mmap_mode="r").view(np.ndarray) for name in names]
-    hashes, keys, owners, needed, sizes, present = arrays
-    return hashes, keys, owners, needed, sizes, present
+    hashes, keys, owners, needed, present = arrays
+    return hashes, keys, owners, needed, present
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +93,7 @@ class LeakTask:
 
 def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     """Pairs (number in train, number among the held-out) that are near-duplicates; shape (pairs, 2)."""
-    rare, keys, owners, needed, sizes, present = _load(task.folder, task.version)
+    rare, keys, owners, needed, present = _load(task.folder, task.version)
     flat, offsets = shingle_many(task.train.texts("plain"))
     offsets = offsets.astype(np.int64)
     suspects = np.flatnonzero(present[_place(flat, present)])
@@ -110,17 +109,15 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     own_sizes = np.array([len(s) for s in sets])[which]
     least = np.ceil(task.threshold * own_sizes - 1e-9).astype(np.int64)
     most = np.floor(own_sizes / task.threshold + 1e-9).astype(np.int64)
+    first, last = _key(places, least), _key(places, most)
     begins, ends = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
-    order = np.argsort(_key(places, least))  # looked up in their order, the next one is mostly in the cache already
-    begins[order] = np.searchsorted(keys, _key(places, least)[order])
-    ends[order] = np.searchsorted(keys, _key(places, most)[order], "right")
+    order = np.argsort(first)  # looked up in their order, the next one is mostly in the cache already
+    begins[order] = np.searchsorted(keys, first[order])
+    ends[order] = np.searchsorted(keys, last[order], "right")
     found_pairs = []
     held: dict[int, Hashes] = {}
     encoded = _suspects(which, begins, ends - begins, owners, needed)
     for post, other in zip((encoded // len(needed)).tolist(), (encoded % len(needed)).tolist(), strict=True):
-        small, large = sorted((len(sets[post]), int(sizes[other])))
-        if small < task.threshold * large:
-            continue
         if other not in held:
             (text,) = task.held_out.part(slice(other, other + 1)).texts("plain")
             held[other] = shingles(text, normalised=True)

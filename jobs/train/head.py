@@ -110,12 +110,12 @@ class _ChunkedNats(torch.autograd.Function):  # type: ignore[misc]
                     grad_weight.addmm_(error.T, part)
                 else:
                     grad_weight += (error.T @ part).to(grad_weight.dtype)
-        if grad_hidden is not None and len(kept) != len(hidden):
-            whole = torch.zeros_like(hidden)
-            whole[kept] = grad_hidden.to(hidden.dtype)
-            grad_hidden = whole
-        elif grad_hidden is not None:
+        if grad_hidden is not None:
             grad_hidden = grad_hidden.to(hidden.dtype)
+            if len(kept) != len(hidden):
+                whole = torch.zeros_like(hidden)
+                whole[kept] = grad_hidden
+                grad_hidden = whole
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 

@@ -26,7 +26,6 @@ MIB = 2**20
 ENCODES = """
 import sys
 from pathlib import Path
-from typing import Any
 import numpy as np
 import pyarrow as pa
 from jobs.preprocess import corpus
