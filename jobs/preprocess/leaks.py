@@ -2,11 +2,12 @@
 
 MinHash may miss a pair at the very threshold; a held-out loss must not be flattered by it. So every held-out post
 is looked up in train by filtering on rare 5-grams (prefix filtering: Chaudhuri, Ganti, Kaushik 2006; Bayardo, Ma,
-Srikant 2007). A set of Jaccard similarity t or more to a set of n elements lacks at most n - ceil(t n) of them. So
-of any m elements it has at least m - (n - ceil(t n)): the rarest ones are looked up, twice as many as may be
-lacking, and a post that has fewer than half of them cannot be similar. Nor can sets whose sizes differ too much, so
-that of those that have a 5-gram only a range of sizes is looked at. For the few that are left, the similarity is
-computed.
+Srikant 2007; with more than one element to be shared: Wang, Li, Feng 2012). A set of Jaccard similarity t or more to
+a set of n elements lacks at most l = n - ceil(t n) of them. So of its l + k rarest ones at least k are shared, and
+the k rarest shared ones are among those of both sets: only the rarest of both are compared, and a post that shares
+fewer than k cannot be similar. The larger k, the fewer are left to be looked at and the more there is to compare; half
+of l is where both cost least. Nor can sets whose sizes differ too much be similar, so that of those that have a
+5-gram only a range of sizes is looked at. For the few that are left, the similarity is computed.
 """
 
 from __future__ import annotations
@@ -25,12 +26,51 @@ from jobs.preprocess.pool import Workers, share_size
 from jobs.similarity import Hashes, distinct, jaccard, shingle_many, shingles
 
 POSTS_A_TASK = 4096
+_COUNTS = (1 << 20) - 1  # what occurs more often counts as so often
 _COUNTED = 1 << 19  # counters of an array that pairs are counted in: four megabytes, which stay in a cache
 
 
 def lacking(size: int, threshold: float) -> int:
     """How many of a set's ``size`` elements a set can lack and still be similar to it."""
     return size - math.ceil(threshold * size - 1e-9)
+
+
+def to_share(size: int, threshold: float) -> int:
+    """How many of the rarest elements of a set of ``size`` are to be found in one that is similar to it."""
+    return 1 + lacking(size, threshold) // 2
+
+
+def rarity(hashes: Hashes, buckets: Ints) -> Hashes:
+    """What elements are ordered by, the rarest first: numbers below 2**52, nearly all of them different."""
+    found: Hashes = np.minimum(buckets[bucket_of(hashes)], _COUNTS).astype(np.uint64)
+    found <<= np.uint64(32)
+    found |= hashes & np.uint64(0xFFFFFFFF)
+    return found
+
+
+def among_rarest(flat: Hashes, offsets: Ints, buckets: Ints, threshold: float) -> NDArray[np.bool_]:
+    """Which 5-grams of some posts (from ``shingle_many``, at most ``POSTS_A_TASK``) are to be compared with others'.
+
+    These are at least those that a similar post must share, as many as the largest one that can be similar asks for.
+    """
+    sizes = np.diff(offsets)
+    least = [lacking(n, threshold) + to_share(math.floor(n / threshold + 1e-9), threshold) for n in sizes.tolist()]
+    wanted = np.minimum(np.array(least, np.int64), sizes)
+    keys = rarity(flat, buckets)
+    # One sort for all posts: a post's number stands above the 52 bits.
+    ordered = np.repeat(np.arange(len(sizes), dtype=np.uint64) << np.uint64(52), sizes)
+    ordered |= keys
+    ordered.sort()
+    # A set has an element once, so that repeats have the rank of the first.
+    rank = np.zeros(len(ordered), np.int32)
+    np.cumsum(ordered[1:] != ordered[:-1], out=rank[1:])
+    filled = np.flatnonzero(sizes)
+    first = rank[offsets[filled]]
+    bounds = np.zeros(len(sizes), np.uint64)
+    last = np.searchsorted(rank, first + wanted[filled] - 1)
+    bounds[filled] = ordered[np.minimum(last, offsets[filled + 1] - 1)]
+    found: NDArray[np.bool_] = keys <= np.repeat(bounds & np.uint64((1 << 52) - 1), sizes)
+    return found
 
 
 def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) -> None:
@@ -42,7 +82,7 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
         flat, offsets = shingle_many(held_out.part(piece).texts("plain"))
         for number, own in enumerate(map(distinct, np.split(flat, offsets[1:-1].astype(np.int64))), piece.start):
             may_lack = lacking(len(own), threshold)
-            rare = own[np.lexsort((own, buckets[bucket_of(own)]))][: 2 * may_lack + 1]
+            rare = own[np.lexsort((own, rarity(own, buckets)))][: may_lack + to_share(len(own), threshold)]
             hashes.append(rare)
             needed[number], sizes[number] = len(rare) - may_lack, len(own)
     flat = np.concatenate(hashes or [np.zeros(0, np.uint64)])
@@ -58,6 +98,7 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
     present = np.zeros(1 << bits, bool)
     present[_place(flat, present)] = True
     np.save(folder / "rare-filter.npy", present)
+    np.save(folder / "rare-buckets.npy", buckets)
 
 
 def _key(places: Ints, sizes: Ints) -> Ints:
@@ -71,12 +112,12 @@ def _place(hashes: Hashes, table: NDArray[np.bool_]) -> Ints:
 
 
 @lru_cache(maxsize=1)
-def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, Ints, NDArray[np.bool_]]:
-    names = ("hashes", "keys", "owners", "needed", "filter")
+def _load(folder: Path, version: int) -> tuple[Hashes, Ints, Ints, Ints, NDArray[np.bool_], Ints]:
+    names = ("hashes", "keys", "owners", "needed", "filter", "buckets")
     # As plain arrays: each look into a memmap makes another one, which takes longer than the look.
     arrays = [np.load(folder / f"rare-{name}.npy", mmap_mode="r").view(np.ndarray) for name in names]
-    hashes, keys, owners, needed, present = arrays
-    return hashes, keys, owners, needed, present
+    hashes, keys, owners, needed, present, buckets = arrays
+    return hashes, keys, owners, needed, present, buckets
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +134,11 @@ class LeakTask:
 
 def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     """Pairs (number in train, number among the held-out) that are near-duplicates; shape (pairs, 2)."""
-    rare, keys, owners, needed, present = _load(task.folder, task.version)
-    flat, offsets = shingle_many(task.train.texts("plain"))
-    offsets = offsets.astype(np.int64)
-    suspects = np.flatnonzero(present[_place(flat, present)])
+    rare, keys, owners, needed, present, buckets = _load(task.folder, task.version)
+    flat, numbers = shingle_many(task.train.texts("plain"))
+    offsets = numbers.astype(np.int64)
+    suspects = np.flatnonzero(among_rarest(flat, offsets, buckets, task.threshold))
+    suspects = suspects[present[_place(flat[suspects], present)]]
     found = flat[suspects]
     places = np.searchsorted(rare, found)
     places[places == len(rare)] = 0
@@ -104,8 +146,8 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     if not hit.any():
         return np.zeros((0, 2), np.int64)
     posts, places = np.searchsorted(offsets, suspects[hit], "right") - 1, places[hit]
-    numbers, which = np.unique(posts, return_inverse=True)
-    sets = [distinct(flat[offsets[n] : offsets[n + 1]]) for n in numbers.tolist()]
+    these, which = np.unique(posts, return_inverse=True)
+    sets = [distinct(flat[offsets[n] : offsets[n + 1]]) for n in these.tolist()]
     own_sizes = np.array([len(s) for s in sets])[which]
     least = np.ceil(task.threshold * own_sizes - 1e-9).astype(np.int64)
     most = np.floor(own_sizes / task.threshold + 1e-9).astype(np.int64)
@@ -122,7 +164,7 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
             (text,) = task.held_out.part(slice(other, other + 1)).texts("plain")
             held[other] = shingles(text, normalised=True)
         if jaccard(sets[post], held[other]) >= task.threshold:
-            found_pairs.append((task.start + int(numbers[post]), other))
+            found_pairs.append((task.start + int(these[post]), other))
     return np.array(found_pairs, np.int64).reshape(-1, 2)
 
 
@@ -162,6 +204,8 @@ def leaks(
 
     ``buckets``: how often the 5-grams of each bucket occur in the corpus; ``version``: differs from call to call.
     """
+    if not len(train) or not len(held_out):
+        return np.zeros((0, 2), np.int64)
     write_rare(held_out, buckets, threshold, folder)
     size = share_size(len(train), POSTS_A_TASK)
     tasks = (

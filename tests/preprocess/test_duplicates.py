@@ -52,10 +52,10 @@ def keys_of(texts: list[str]) -> np.ndarray:
     return Banding.for_threshold(THRESHOLD).keys(*shingle_many([normalise(t) for t in texts]))
 
 
-def alike_pairs(texts: list[str]) -> set[tuple[int, int]]:
+def alike_pairs(texts: list[str], threshold: float = THRESHOLD) -> set[tuple[int, int]]:
     sets = [shingles(t) for t in texts]
     return {
-        (a, b) for a in range(len(texts)) for b in range(a + 1, len(texts)) if jaccard(sets[a], sets[b]) >= THRESHOLD
+        (a, b) for a in range(len(texts)) for b in range(a + 1, len(texts)) if jaccard(sets[a], sets[b]) >= threshold
     }
 
 
@@ -178,16 +178,20 @@ def test_how_many_elements_a_similar_set_may_lack(size: int, threshold: float) -
     assert (size - may_lack - 1) / size < threshold  # with one more it is not
 
 
-def test_the_check_finds_all_pairs_across_and_no_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("threshold", [0.3, 0.5, THRESHOLD, 0.95, 1.0])
+def test_the_check_finds_all_pairs_across_and_no_other(tmp_path: Path, threshold: float) -> None:
     texts = with_repeats(300, seed=6)
+    # Texts that repeat their own 5-grams, short ones, and one without any.
+    texts += [f"{syllable * n} {tail}" for n in (3, 30, 90) for syllable in ("ха", "ай", "ну") for tail in ("", "вот")]
+    texts += ["да", "да!", "нет", "", "ладно", "ладно"]
     side = np.array([random.Random(f"{n}").random() < 0.3 for n in range(len(texts))])
     train, held = np.flatnonzero(~side), np.flatnonzero(side)
     rows = rows_of(texts, tmp_path)
     buckets = np.bincount(bucket_of(shingle_many([normalise(t) for t in texts])[0]), minlength=BUCKETS)
-    expected = {(a, b) if side[b] else (b, a) for a, b in alike_pairs(texts) if side[a] != side[b]}
+    expected = {(a, b) if side[b] else (b, a) for a, b in alike_pairs(texts, threshold) if side[a] != side[b]}
     with Workers(1, "jobs.preprocess.tasks") as workers:
-        found = leaks(rows.part(train), rows.part(held), buckets, THRESHOLD, tmp_path, workers, 0)
-        again = leaks(rows.part(held), rows.part(train), buckets, THRESHOLD, tmp_path, workers, 1)
+        found = leaks(rows.part(train), rows.part(held), buckets, threshold, tmp_path, workers, 0)
+        again = leaks(rows.part(held), rows.part(train), buckets, threshold, tmp_path, workers, 1)
     assert len(expected) > 20
     assert {(int(train[a]), int(held[b])) for a, b in found.tolist()} == expected
     assert {(int(train[b]), int(held[a])) for a, b in again.tolist()} == expected

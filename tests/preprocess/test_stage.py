@@ -243,14 +243,24 @@ def test_the_check_mends_what_minhash_misses(
     store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a search that finds nothing at all, the split is still clean."""
-    from jobs.preprocess import duplicates
+    from jobs.preprocess import duplicates, select
+
+    compared: list[int] = []
+    leaks = select.leaks
+
+    def counted(train: Any, held: Any, *rest: Any) -> Any:
+        compared.append(len(train) * len(held))
+        return leaks(train, held, *rest)
 
     made = channel(500, seed=3)
     upload(store, made, tmp_path)
     monkeypatch.setattr(duplicates, "candidate_pairs", lambda keys, members: np.zeros((0, 2), np.int64))
+    monkeypatch.setattr(select, "leaks", counted)
     manifest = run_here(store, SPEC.model_copy(update={"validation": 0.3}), tmp_path / "work")
     facts = json.loads(store.read(manifest.ref, manifest.file("report.json")))
     assert facts["split"]["pairs_mended"] > 0
+    assert len(compared) >= 4 and compared[1] == 0, "what was mended is checked again"
+    assert sum(compared[2:4]) < compared[0], "and what has been compared is not"
     train = table(store, manifest.ref, tmp_path, "train-00000.parquet")
     held = table(store, manifest.ref, tmp_path, "validation-00000.parquet")
     sets = [shingles(r["text"]) for r in train]
