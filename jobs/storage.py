@@ -70,8 +70,8 @@ _BAD_SETTINGS = (
     bx.NoAuthTokenError,
     bx.SSLError,
 )
-#: What the server got is not what was sent: damaged or cut off on the way.
-_DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"}
+#: What the server got is not what was sent: damaged or cut off on the way. botocore writes well-formed XML.
+_DAMAGED = {"BadDigest", "IncompleteBody", "MalformedXML", "XAmzContentSHA256Mismatch"}
 _TRIES = 4  # of what botocore does not try again by itself
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 
@@ -397,9 +397,11 @@ class Bucket:
         def flush() -> None:
             if not batch:
                 return
-            answer = self.client.delete_objects(
-                Bucket=self.settings.bucket,
-                Delete={"Objects": [{"Key": self.key(p)} for p in batch], "Quiet": True},
+            answer = _arrived(
+                lambda: self.client.delete_objects(
+                    Bucket=self.settings.bucket,
+                    Delete={"Objects": [{"Key": self.key(p)} for p in batch], "Quiet": True},
+                )
             )
             failed = [e for e in answer.get("Errors", []) if e.get("Code") not in _MISSING]
             if failed:

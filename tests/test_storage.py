@@ -407,6 +407,9 @@ def test_what_is_damaged_on_its_way_up_is_sent_again(
         send()
         assert straight.get_bytes(path) == data
     assert len(faults.broken) == 4
+    faults.break_next("corrupt_upload", method="POST", contains="delete")
+    bucket.delete(["small"])
+    assert len(faults.broken) == 5 and straight.head("small") is None
     faults.break_next("corrupt_upload", method="PUT", times=100)
     assert "BadDigest" in ends_in(TemporaryError, lambda: bucket.put_bytes("never", b"bytes"))
     assert straight.head("never") is None
