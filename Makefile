@@ -7,7 +7,7 @@ TOOLS := build/tools
 # Tests in four processes: many of them wait, or start processes of their own.
 PYTEST_ARGS ?= -n 4 --dist worksteal
 
-# Rounds of chaos, five seconds of a processor each: those of `make chaos`, two side by side, and those of `make test`.
+# Rounds of chaos, five seconds of a processor each: those of `make chaos`, and those of `make test`.
 ROUNDS ?= 50
 SEED ?= 1
 CHAOS_ROUNDS ?= 4

@@ -20,7 +20,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="of the first round; each one has the next number")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="rounds side by side")
+    jobs = 3 * (os.cpu_count() or 1)  # most of a round is waiting: for leases, lost answers, pauses
+    parser.add_argument("--jobs", type=int, default=jobs, help="rounds side by side")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after so many")
     parser.add_argument("--folder", type=Path, help="where rounds with violations are kept")
     parser.add_argument("--json", type=Path, help="append a line for each round to this file")

@@ -105,11 +105,19 @@ def told(world: World, plan: Plan) -> Iterator[str]:
     for name, text, code in texts:
         if code in FINAL:
             yield f"{name} ended with {code}: {_last_error(text)}"
-        for line in text.splitlines():
+        for line in _TRACKER.sub("", text).splitlines():
             if "Traceback" in line or "internal error" in line:
                 yield f"{name} said: {line[:600]}"
                 break
 
+
+#: Python's resource tracker, a process that holds nothing of ours: killed, it is started again by Python, and says so
+#: in a traceback for each name that it was never told. The stage goes on and ends as it would.
+_TRACKER = re.compile(
+    r"^Traceback \(most recent call last\):\n  File \".*multiprocessing/resource_tracker\.py\", .*, in main\n"
+    r"(?:    .*\n)+KeyError: '/mp-.*'$",
+    re.MULTILINE,
+)
 
 #: What processes say about the weather, by what it is.
 _WORDS = {

@@ -26,7 +26,7 @@ ROUNDS = int(os.environ.get("CHAOS_ROUNDS") or 4)
 @pytest.mark.timeout(300 + 30 * ROUNDS)
 def test_rounds_of_chaos_break_no_promise(tmp_path: Path) -> None:
     """More of them: ``make test CHAOS_ROUNDS=50``, or ``make chaos ROUNDS=1000``."""
-    results = list(play_all(range(1, ROUNDS + 1), tmp_path, jobs=min(2, ROUNDS)))
+    results = list(play_all(range(1, ROUNDS + 1), tmp_path, jobs=min(4, ROUNDS)))
     assert [v for r in results for v in r.violations] == []
     assert sum(sum(r.kills.values()) for r in results) >= 4
     assert sum(sum(r.faults.values()) for r in results) >= 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import secrets
@@ -135,7 +136,8 @@ class World:
 
     def logs(self) -> list[Path]:
         """The logs of all Jobs."""
-        return sorted(self.folder.glob("*/.bugurt/jobs/*/*.log"))
+        pattern = f"{glob.escape(str(self.folder))}/*/.bugurt/jobs/*/*.log"
+        return sorted(map(Path, glob.iglob(pattern)))  # noqa: PTH207  # that of pathlib stumbles over what is taken away
 
     def logged(self) -> int:
         """Bytes that the Jobs have logged."""

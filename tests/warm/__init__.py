@@ -167,10 +167,20 @@ def _ask(
 @functools.cache
 def keep_descriptions() -> None:
     """From now on botocore reads its descriptions of services once in this process, not once for each client."""
-    from botocore.loaders import JSONFileLoader
+    from botocore.loaders import JSONFileLoader, Loader
 
     load = functools.cache(functools.partial(JSONFileLoader.load_file, JSONFileLoader()))
     type.__setattr__(JSONFileLoader, "load_file", lambda self, path: load(path))
+    look = Loader.list_available_services
+    found: dict[tuple[str, ...], list[str]] = {}  # it looks into four hundred folders
+
+    def services(self: Loader, type_name: str) -> list[str]:
+        places = (type_name, *self.search_paths)
+        if places not in found:
+            found[places] = look(self, type_name)
+        return found[places]
+
+    type.__setattr__(Loader, "list_available_services", services)
 
 
 @contextlib.contextmanager
