@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
-from itertools import chain, groupby
+from itertools import groupby
 
 from cli.runs import MARKERS, all_markers, load_record, marked_run, marker
 from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore, ObjectInfo
 from jobs.specs import KINDS, DataError
 
 WORKERS = 16  # requests at a time
-TOGETHER = 64  # artefacts that are listed by one request, or few
+TOGETHER = 128  # artefacts or runs that are listed by one request, or few
+CHECKPOINTS = "train/checkpoints/"  # in a run's folder
 CACHE = "cache/ctranslate2/"  # converted models: MODEL'S ID/QUANTIZATION/
 
 
@@ -47,7 +47,8 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
     models: set[str] = set()  # those that are committed
     with ThreadPoolExecutor(WORKERS) as pool:  # a request for each manifest and run: many at a time
         for kind in KINDS:
-            listed = {ref: objects for ref, objects in _listed(store, pool, kind) if ref not in in_use}
+            found_here = _listed(store, pool, kind, list(bucket.folders(f"{kind}/")))
+            listed = {ref: objects for ref, objects in found_here if ref not in in_use}
             if kind == "model":
                 models = {ref for ref, objects in listed.items() if any(o.path == f"{ref}/{MANIFEST}" for o in objects)}
             looks = pool.map(lambda item: _of_artifact(store, item[0], old, item[1]), listed.items())
@@ -65,8 +66,8 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
                     _remove(store, found, f"{ref}/  ({what})", objects, dry_run)
         training = _holders(store, [path for path in alive if path.startswith("leases/model/")])
         runs = list(bucket.folders("runs/"))
-        steps = pool.map(partial(_checkpoints, store), [run for run in runs if run not in training])
-        aged = [(f, files) for f, files in chain.from_iterable(steps) if all(old(o.modified) for o in files)]
+        steps = _listed(store, pool, "runs", [run for run in runs if run not in training], CHECKPOINTS)
+        aged = [(f, files) for f, files in steps if all(old(o.modified) for o in files)]
         spent_ones = pool.map(lambda one: _is_spent(store, one[0], models), aged)
         for (folder, files), spent_one in zip(aged, spent_ones, strict=True):
             # Asked once more before it goes: the model that makes a checkpoint useless may have been removed since.
@@ -94,25 +95,38 @@ def _parents(path: str) -> Iterator[str]:
         yield path
 
 
-def _listed(store: ArtifactStore, pool: ThreadPoolExecutor, kind: str) -> Iterator[tuple[str, list[ObjectInfo]]]:
-    """The folders of a kind with their objects, by few requests, each for those whose ids begin alike.
+def _listed(
+    store: ArtifactStore, pool: ThreadPoolExecutor, under: str, names: list[str], inside: str = ""
+) -> Iterator[tuple[str, list[ObjectInfo]]]:
+    """The folders ``under/NAME``, or those in ``under/NAME/inside``, with their objects, by few requests.
 
-    Not by one for all of them: servers give a thousand objects at a time, and the embedded one goes through all that
-    were asked for whenever it is asked for the next thousand.
+    Not by one for each name, which takes a minute for ten thousand. Nor by one for all of them: servers give a
+    thousand objects at a time, and the embedded one goes through all that were asked for whenever it is asked for the
+    next thousand.
     """
-    names = list(store.bucket.folders(f"{kind}/"))
-    length = 0
-    while len(names) > TOGETHER * 16**length:
-        length += 1
-    for objects in pool.map(
-        lambda start: list(store.bucket.list(f"{kind}/{start}")), {n[:length]: None for n in names}
-    ):
-        yield from _folders(objects, 2)
+    wanted = {f"{under}/{name}/{inside}" for name in names}
+    above = 2 + inside.count("/")
+    depth = above + (inside != "")
+
+    def look(start: str) -> list[tuple[str, list[ObjectInfo]]]:
+        objects = store.bucket.list(f"{under}/{start}")
+        return _folders((o for o in objects if "/".join([*o.path.split("/")[:above], ""]) in wanted), depth)
+
+    for found in pool.map(look, _starts(names)):
+        yield from found
 
 
-def _checkpoints(store: ArtifactStore, run: str) -> list[tuple[str, list[ObjectInfo]]]:
-    """The folders of a run's checkpoints with their objects."""
-    return _folders(store.bucket.list(f"runs/{run}/train/checkpoints/"), 5)
+def _starts(names: list[str], length: int = 0) -> Iterator[str]:
+    """Beginnings that each of the names has one of, and no more than ``TOGETHER`` of them the same one."""
+    if len(names) <= TOGETHER:
+        yield from {name[:length] for name in names}
+        return
+    for start, group in groupby(sorted(names), key=lambda name: name[: length + 1]):
+        alike = list(group)
+        if len(start) <= length:  # nothing follows: the name that the others go on from
+            yield f"{start}/"
+        else:
+            yield from _starts(alike, length + 1)
 
 
 def _folders(objects: Iterable[ObjectInfo], depth: int) -> list[tuple[str, list[ObjectInfo]]]:

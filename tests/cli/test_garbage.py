@@ -10,6 +10,7 @@ import pytest
 from cli import garbage
 from cli.garbage import collect
 from jobs.artifacts import ArtifactStore
+from tests.s3_faults import faulty_s3
 
 
 def paths(store: ArtifactStore) -> set[str]:
@@ -163,6 +164,30 @@ def test_many_artefacts_are_all_looked_at_and_files_beside_them_stay(
     found = collect(store, 0.0, dry_run=False)
     assert sorted(found.lines) == sorted(f"posts/{name}/  (never committed)" for name in names)
     assert paths(store) == {"posts/note.txt"}
+
+
+def test_many_runs_are_looked_at_by_few_requests(
+    s3_env: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those whose names go on from another's; checkpoints of a training that goes on stay."""
+    monkeypatch.setattr(garbage, "TOGETHER", 16)
+    runs = ["demo", "demo-2", "demo-23", *(f"load-{n:03}" for n in range(60)), "ы"]
+    for run in runs:
+        store.bucket.put_bytes(f"runs/{run}/train/log.txt", b"x")
+        for step in (10, 20):
+            store.bucket.put_bytes(f"runs/{run}/train/checkpoints/{step}/weights", b"x")
+    with faulty_s3(s3_env["BUGURT_S3_ENDPOINT"]) as s3:
+        behind = ArtifactStore.from_env({**s3_env, "BUGURT_S3_ENDPOINT": s3.endpoint})
+        found = collect(behind, 0.0, dry_run=True)
+        assert sorted(found.lines) == sorted(
+            f"runs/{run}/train/checkpoints/{step}/  (checkpoint)" for run in runs for step in (10, 20)
+        )
+        assert sum("prefix=runs" in target for _, target in s3.requests) < 20
+    with store.lease("model/" + "1" * 20, holder="run load-007"):
+        collect(store, 0.0, dry_run=False)
+    assert {p for p in paths(store) if "checkpoints" in p} == {
+        f"runs/load-007/train/checkpoints/{step}/weights" for step in (10, 20)
+    }
 
 
 def cached(store: ArtifactStore, model: str, *, whole: bool = True) -> str:
