@@ -70,8 +70,10 @@ _BAD_SETTINGS = (
     bx.NoAuthTokenError,
     bx.SSLError,
 )
-#: What the server got is not what was sent: damaged or cut off on the way. botocore writes well-formed XML.
+#: What the server got is not what was sent: damaged or cut off on the way. botocore's XML is well-formed, of names like
+#: ours.
 _DAMAGED = {"BadDigest", "IncompleteBody", "MalformedXML", "XAmzContentSHA256Mismatch"}
+_ONE_BY_ONE = 4  # objects are deleted by requests of their own
 _TRIES = 4  # of what botocore does not try again by itself
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
 
@@ -390,24 +392,32 @@ class Bucket:
                     yield entry["Prefix"][len(key) :].rstrip("/")
 
     def delete(self, paths: Iterable[str]) -> int:
-        """Delete objects; those already gone are no error. Returns how many were asked for."""
+        """Delete objects; those already gone are no error. Returns how many were asked for.
+
+        Not every server checks what it is asked to delete against a digest, and a name may be damaged on its way. So a
+        few are deleted one by one, by an address that is signed; and of many, those that the answer does not name.
+        """
         count = 0
         batch: list[str] = []
 
         def flush() -> None:
-            if not batch:
-                return
-            answer = _arrived(
-                lambda: self.client.delete_objects(
-                    Bucket=self.settings.bucket,
-                    Delete={"Objects": [{"Key": self.key(p)} for p in batch], "Quiet": True},
-                )
-            )
-            failed = [e for e in answer.get("Errors", []) if e.get("Code") not in _MISSING]
-            if failed:
-                kind = ConfigError if failed[0].get("Code") in _FORBIDDEN else TemporaryError
-                raise kind(f"deleting {failed[0].get('Key')}: {failed[0].get('Message') or failed[0].get('Code')}")
+            left = set(batch)
             batch.clear()
+            if len(left) > _ONE_BY_ONE:
+                answer = _arrived(
+                    lambda: self.client.delete_objects(
+                        Bucket=self.settings.bucket, Delete={"Objects": [{"Key": self.key(p)} for p in sorted(left)]}
+                    )
+                )
+                failed = [e for e in answer.get("Errors", []) if e.get("Code") not in _MISSING]
+                if failed:
+                    kind = ConfigError if failed[0].get("Code") in _FORBIDDEN else TemporaryError
+                    raise kind(f"deleting {failed[0].get('Key')}: {failed[0].get('Message') or failed[0].get('Code')}")
+                told = {e.get("Key") for e in (*answer.get("Deleted", []), *answer.get("Errors", []))}
+                left = {p for p in left if self.key(p) not in told}
+            for path in sorted(left):
+                with contextlib.suppress(self.client.exceptions.NoSuchKey):
+                    self.client.delete_object(Bucket=self.settings.bucket, Key=self.key(path))
 
         with self._errors("deleting"):
             for path in paths:

@@ -348,7 +348,7 @@ def test_what_cannot_work_however_often_it_is_tried() -> None:
 def test_deletions_that_are_denied(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     errors = [{"Key": "a", "Code": "AccessDenied", "Message": "Access Denied"}]
     monkeypatch.setattr(store.bucket.client, "delete_objects", lambda **rest: {"Errors": errors})
-    assert ends_in(ConfigError, lambda: store.bucket.delete(["a"])) == "deleting a: Access Denied"
+    assert ends_in(ConfigError, lambda: store.bucket.delete("abcdef")) == "deleting a: Access Denied"
 
 
 # -- another server: AWS's rules as moto knows them
@@ -407,12 +407,29 @@ def test_what_is_damaged_on_its_way_up_is_sent_again(
         send()
         assert straight.get_bytes(path) == data
     assert len(faults.broken) == 4
-    faults.break_next("corrupt_upload", method="POST", contains="delete")
-    bucket.delete(["small"])
-    assert len(faults.broken) == 5 and straight.head("small") is None
     faults.break_next("corrupt_upload", method="PUT", times=100)
     assert "BadDigest" in ends_in(TemporaryError, lambda: bucket.put_bytes("never", b"bytes"))
     assert straight.head("never") is None
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("behind", [1, len("0</Key></Object></Delete>")], ids=["the XML", "a name"])
+def test_a_deletion_that_is_damaged_on_its_way_deletes_what_was_meant(
+    s3_env: dict[str, str], faults: FaultyS3, count: int, behind: int
+) -> None:
+    """The server refuses what is no XML; of a changed name it knows nothing."""
+    bucket, straight = bucket_of(s3_env, ENDPOINT=faults.endpoint), bucket_of(s3_env)
+    paths = [f"leases/{n}0" for n in range(count)]
+    for path in [*paths, f"leases/{count - 1}1"]:
+        straight.put_bytes(path, b"x")
+    faults.spot = lambda length: length - behind
+    faults.break_next("corrupt_upload", contains="delete")
+    faults.break_next("corrupt_upload", method="DELETE")
+    assert bucket.delete([*paths, "leases/none"]) == count + 1
+    assert [p for p in paths if straight.head(p) is not None] == []
+    assert (count > 4) == any(method == "POST" for _, method, _ in faults.broken)
+    if count == 1:
+        assert straight.head("leases/01") is not None
 
 
 def test_many_small_objects_at_once(s3_env: dict[str, str], faults: FaultyS3) -> None:
