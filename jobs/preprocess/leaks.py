@@ -25,7 +25,7 @@ from jobs.preprocess.corpus import Ints, Rows, pieces
 from jobs.preprocess.pool import Workers, share_size
 from jobs.similarity import Hashes, distinct, jaccard, shingle_many, shingles
 
-POSTS_A_TASK = 4096
+POSTS_A_TASK = 1 << 12
 _COUNTS = (1 << 20) - 1  # what occurs more often counts as so often
 _COUNTED = 1 << 19  # counters of an array that pairs are counted in: four megabytes, which stay in a cache
 
@@ -49,11 +49,14 @@ def rarity(hashes: Hashes, buckets: Ints) -> Hashes:
 
 
 def among_rarest(flat: Hashes, offsets: Ints, buckets: Ints, threshold: float) -> NDArray[np.bool_]:
-    """Which 5-grams of some posts (from ``shingle_many``, at most ``POSTS_A_TASK``) are to be compared with others'.
+    """Which 5-grams of some posts (from ``shingle_many``) are to be compared with others'.
 
     These are at least those that a similar post must share, as many as the largest one that can be similar asks for.
+    Raises ValueError for more than ``POSTS_A_TASK`` posts.
     """
     sizes = np.diff(offsets)
+    if len(sizes) > POSTS_A_TASK:
+        raise ValueError(f"{len(sizes)} posts at once; {POSTS_A_TASK} have room for their numbers")
     least = [lacking(n, threshold) + to_share(math.floor(n / threshold + 1e-9), threshold) for n in sizes.tolist()]
     wanted = np.minimum(np.array(least, np.int64), sizes)
     keys = rarity(flat, buckets)

@@ -44,8 +44,8 @@ def select(ctx: Context, corpus: Corpus, workers: Workers, chose: Callable[[Sele
 
     sets, first = clusters(corpus.rows, corpus.digests, corpus.keys, spec.near_duplicates, workers, tick)
     in_time = corpus.in_time()
-    mended = 0
     were_train = were_held = np.zeros(len(corpus), bool)
+    joined: list[tuple[int, int]] = []
     for attempt in range(1000):
         chosen = _choose(spec, corpus, sets, first, in_time)
         chose(chosen)
@@ -53,7 +53,7 @@ def select(ctx: Context, corpus: Corpus, workers: Workers, chose: Callable[[Sele
         train, held = np.zeros(len(corpus), bool), np.zeros(len(corpus), bool)
         train[chosen.kept[~chosen.held_out]] = True
         held[chosen.kept[chosen.held_out]] = True
-        leaking = False
+        before = len(joined)
         # What stood on these sides before has been compared: when the split was mended, only few posts change sides.
         for number, (a, b) in enumerate(((train & ~were_train, held), (train & were_train, held & ~were_held))):
             ones, others = np.flatnonzero(a), np.flatnonzero(b)
@@ -62,18 +62,19 @@ def select(ctx: Context, corpus: Corpus, workers: Workers, chose: Callable[[Sele
                 ctx.workdir, workers, 2 * attempt + number,
             )  # fmt: skip
             ctx.check_stop()
-            mended += len(found)
-            for one, other in found.tolist():
-                sets.union(int(ones[one]), int(others[other]))
-                leaking = True
-        if not leaking:
+            joined += [(int(ones[one]), int(others[other])) for one, other in found.tolist()]
+        if any(train[one] and held[other] for one, other in joined[:before]):
+            raise RuntimeError("the split parts what was joined")
+        if len(joined) == before:
             break
+        for one, other in joined[before:]:
+            sets.union(one, other)
         were_train, were_held = train, held
     else:
         raise RuntimeError("the split does not settle")
-    if mended:
-        ctx.log.info("the check of the split found %d pairs that MinHash had missed", mended)
-    chosen.leaks_mended = mended
+    if joined:
+        ctx.log.info("the check of the split found %d pairs that MinHash had missed", len(joined))
+    chosen.leaks_mended = len(joined)
     ctx.log.info(
         "%d posts are in the dataset, %d of them held out; %d duplicates left out",
         len(chosen.kept), int(chosen.held_out.sum()), len(corpus) - len(chosen.kept),
