@@ -16,6 +16,7 @@ from jobs.specs import KINDS, DataError
 
 WORKERS = 16  # requests at a time
 TOGETHER = 128  # artefacts or runs that are listed by one request, or few
+BESIDE = 64  # objects a run, from which on it is looked into by itself: a request costs as much as a hundred objects
 CHECKPOINTS = "train/checkpoints/"  # in a run's folder
 CACHE = "cache/ctranslate2/"  # converted models: MODEL'S ID/QUANTIZATION/
 
@@ -104,27 +105,37 @@ def _listed(
     thousand objects at a time, and the embedded one goes through all that were asked for whenever it is asked for the
     next thousand.
     """
-    wanted = {f"{under}/{name}/{inside}" for name in names}
     above = 2 + inside.count("/")
     depth = above + (inside != "")
 
-    def look(start: str) -> list[tuple[str, list[ObjectInfo]]]:
-        objects = store.bucket.list(f"{under}/{start}")
-        return _folders((o for o in objects if "/".join([*o.path.split("/")[:above], ""]) in wanted), depth)
+    def one(name: str) -> list[ObjectInfo]:
+        return list(store.bucket.list(f"{under}/{name}/{inside}"))
 
-    for found in pool.map(look, _starts(names)):
-        yield from found
+    def look(start: str, those: list[str]) -> list[tuple[str, list[ObjectInfo]]]:
+        wanted = {f"{under}/{name}/{inside}" for name in those}
+        found: list[ObjectInfo] = []
+        for number, info in enumerate(store.bucket.list(f"{under}/{start}")):
+            if inside and number == BESIDE * len(those):  # most of it is not what is asked for
+                found = [info for name in those for info in one(name)]
+                break
+            if "/".join([*info.path.split("/")[:above], ""]) in wanted:
+                found.append(info)
+        return _folders(found, depth)
+
+    for folders in pool.map(lambda group: look(*group), _starts(names)):
+        yield from folders
 
 
-def _starts(names: list[str], length: int = 0) -> Iterator[str]:
-    """Beginnings that each of the names has one of, and no more than ``TOGETHER`` of them the same one."""
+def _starts(names: list[str], length: int = 0) -> Iterator[tuple[str, list[str]]]:
+    """Names by beginnings that each of them has one of: no more than ``TOGETHER`` have the same one."""
     if len(names) <= TOGETHER:
-        yield from {name[:length] for name in names}
+        if names:
+            yield names[0][:length], names
         return
     for start, group in groupby(sorted(names), key=lambda name: name[: length + 1]):
         alike = list(group)
         if len(start) <= length:  # nothing follows: the name that the others go on from
-            yield f"{start}/"
+            yield f"{start}/", alike
         else:
             yield from _starts(alike, length + 1)
 

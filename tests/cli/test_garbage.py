@@ -166,11 +166,13 @@ def test_many_artefacts_are_all_looked_at_and_files_beside_them_stay(
     assert paths(store) == {"posts/note.txt"}
 
 
+@pytest.mark.parametrize("beside", [1, 64])
 def test_many_runs_are_looked_at_by_few_requests(
-    s3_env: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+    s3_env: dict[str, str], store: ArtifactStore, monkeypatch: pytest.MonkeyPatch, beside: int
 ) -> None:
-    """Also those whose names go on from another's; checkpoints of a training that goes on stay."""
+    """Where they have little else in them; checkpoints of a training that goes on stay."""
     monkeypatch.setattr(garbage, "TOGETHER", 16)
+    monkeypatch.setattr(garbage, "BESIDE", beside)
     runs = ["demo", "demo-2", "demo-23", *(f"load-{n:03}" for n in range(60)), "ы"]
     for run in runs:
         store.bucket.put_bytes(f"runs/{run}/train/log.txt", b"x")
@@ -182,12 +184,24 @@ def test_many_runs_are_looked_at_by_few_requests(
         assert sorted(found.lines) == sorted(
             f"runs/{run}/train/checkpoints/{step}/  (checkpoint)" for run in runs for step in (10, 20)
         )
-        assert sum("prefix=runs" in target for _, target in s3.requests) < 20
+        asked = sum("prefix=runs" in target for _, target in s3.requests)
+        assert asked < 20 if beside > 1 else asked > len(runs)
     with store.lease("model/" + "1" * 20, holder="run load-007"):
         collect(store, 0.0, dry_run=False)
     assert {p for p in paths(store) if "checkpoints" in p} == {
         f"runs/load-007/train/checkpoints/{step}/weights" for step in (10, 20)
     }
+
+
+def test_names_that_go_on_from_others_are_looked_at_once(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "TOGETHER", 2)
+    names = ["a", "ab", "abc", "abcd", "abcde", "b"]
+    assert [start for start, _ in garbage._starts(names)] == ["a/", "ab/", "abc/", "abcd", "b"]
+    for name in names:
+        store.bucket.put_bytes(f"runs/{name}/train/checkpoints/10/weights", b"x")
+    found = collect(store, 0.0, dry_run=True)
+    assert sorted(found.lines) == [f"runs/{name}/train/checkpoints/10/  (checkpoint)" for name in names]
+    assert found.size == len(names)
 
 
 def cached(store: ArtifactStore, model: str, *, whole: bool = True) -> str:
