@@ -129,7 +129,7 @@ class ObjectInfo:
     modified: datetime
 
 
-def translate(error: BaseException, doing: str, settings: S3Settings) -> BugurtError:
+def translate(error: BaseException, doing: str, settings: S3Settings, *, connected: bool = True) -> BugurtError:
     """Turn what boto3 and s3transfer raise into one sentence with the right exit code."""
     cause: BaseException | None = error
     if isinstance(error, Boto3Error):  # upload_file and download_file wrap the real one
@@ -151,6 +151,8 @@ def translate(error: BaseException, doing: str, settings: S3Settings) -> BugurtE
     if isinstance(cause, _BAD_SETTINGS):
         return ConfigError(f"{doing}: {_one_line(cause)}")
     if isinstance(cause, ValueError | bx.EndpointProviderError):  # an endpoint or a bucket name that is none
+        if connected and isinstance(cause, ValueError):  # a time or a number in an answer
+            return TemporaryError(f"{doing}: {where} gave an answer that cannot be read: {_one_line(cause)}; try again")
         return ConfigError(f"{doing}: {_one_line(cause)}; look at BUGURT_S3_ENDPOINT and BUGURT_S3_BUCKET")
     if isinstance(cause, bx.EndpointConnectionError | bx.ConnectTimeoutError | bx.ProxyConnectionError):
         return TemporaryError(f"{doing}: cannot reach the S3 server at {where}; is it up, and the address right?")
@@ -200,7 +202,7 @@ class Bucket:
         self.settings = settings
         self.prefix = settings.prefix.strip("/")
         self._concurrency = max_concurrency = max_concurrency or _file_parts()
-        with self._errors("connecting"):
+        with self._errors("connecting", connected=False):
             self.client = self._connect()
         self._transfer = TransferConfig(
             multipart_threshold=PART_SIZE, multipart_chunksize=PART_SIZE, max_concurrency=max_concurrency
@@ -261,13 +263,13 @@ class Bucket:
         return client
 
     @contextlib.contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
+    def _errors(self, doing: str, *, connected: bool = True) -> Iterator[None]:
         try:
             yield
         except BugurtError:
             raise
         except (bx.BotoCoreError, bx.ClientError, Boto3Error, ValueError) as error:
-            raise translate(error, doing, self.settings) from error
+            raise translate(error, doing, self.settings, connected=connected) from error
 
     def key(self, path: str) -> str:
         """The object's key in the bucket."""
@@ -373,12 +375,20 @@ class Bucket:
         """All objects whose path begins with ``under``, in the order of their keys."""
         cut = len(self.key("")) if self.prefix else 0
         with self._errors(f"listing {under or 'the bucket'}"):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.settings.bucket, Prefix=self.key(under)
-            )
-            for page in pages:
+            token: dict[str, Any] = {}
+            while True:
+                page = _arrived(
+                    lambda: self.client.list_objects_v2(
+                        Bucket=self.settings.bucket,
+                        Prefix=self.key(under),
+                        **token,  # noqa: B023  # called at once
+                    )
+                )
                 for entry in page.get("Contents", []):
                     yield ObjectInfo(entry["Key"][cut:], entry["Size"], entry["LastModified"])
+                if not page.get("IsTruncated"):
+                    return
+                token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def folders(self, under: str) -> Iterator[str]:
         """Names of the folders directly below ``under`` (which ends in ``/`` or is empty)."""
@@ -560,10 +570,17 @@ def _add_digest(params: dict[str, Any]) -> None:
 
 
 def _arrived(send: Callable[[], T]) -> T:
-    """Send it, and again when it was damaged on the way, which botocore does not count among what may pass."""
+    """Send it, and again when it or its answer was damaged on the way, which botocore does not count among what passes.
+
+    Of answers it tries again those that are no XML, but not those with a time that is none: they are a ValueError.
+    """
     for attempt in range(_TRIES):
         try:
             return send()
+        except ValueError as error:
+            if attempt == _TRIES - 1:
+                raise
+            log.warning("asking again: %s", _one_line(error))
         except (bx.ClientError, Boto3Error) as error:
             cause = error if isinstance(error, bx.ClientError) else error.__cause__ or error.__context__
             code = cause.response.get("Error", {}).get("Code") if isinstance(cause, bx.ClientError) else None

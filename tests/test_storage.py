@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -410,6 +411,23 @@ def test_what_is_damaged_on_its_way_up_is_sent_again(
     faults.break_next("corrupt_upload", method="PUT", times=100)
     assert "BadDigest" in ends_in(TemporaryError, lambda: bucket.put_bytes("never", b"bytes"))
     assert straight.head("never") is None
+
+
+def test_a_listing_with_a_time_that_is_none_is_asked_for_again(s3_env: dict[str, str], faults: FaultyS3) -> None:
+    """botocore tries again what is no XML; a changed byte of a time leaves it XML."""
+    bucket = bucket_of(s3_env, ENDPOINT=faults.endpoint)
+    bucket.put_bytes("a", b"x")
+    place = {"Bucket": bucket.settings.bucket, "Prefix": bucket.key("")}
+    url = bucket.client.generate_presigned_url("list_objects_v2", Params=place)
+    with urllib.request.urlopen(url) as answer:  # of our own server
+        body = answer.read()
+    faults.spot = lambda length: body.index(b":", body.index(b"<LastModified>"))
+    faults.break_next("corrupt", method="GET", contains="list-type", times=3)
+    assert [info.path for info in bucket.list()] == ["a"]
+    assert len(faults.broken) == 3
+    faults.break_next("corrupt", method="GET", contains="list-type", times=100)
+    text = ends_in(TemporaryError, lambda: list(bucket.list()))
+    assert "gave an answer that cannot be read: Invalid timestamp" in text
 
 
 @pytest.mark.parametrize("count", [1, 6])
