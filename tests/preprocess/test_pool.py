@@ -27,6 +27,7 @@ def test_what_starts_the_workers_is_killed_while_one_is_to_start(monkeypatch: py
         with pytest.raises(TemporaryError, match="a worker process was killed"):
             list(workers.map(abs, [-1, -2]))
         monkeypatch.undo()
+    os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)  # its files are closed a moment before
     with Workers(2, "math") as workers:
         assert list(workers.map(abs, [-1, -2])) == [1, 2], "the next ones start"
 
