@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := build/tools
-# Tests in four processes: many of them wait, or start processes of their own.
-PYTEST_ARGS ?= -n 4 --dist worksteal
+# Tests in five processes: many of them wait, or start processes of their own.
+PYTEST_ARGS ?= -n 5 --dist worksteal
 
 # Rounds of chaos, five seconds of a processor each: those of `make chaos`, and those of `make test`.
 ROUNDS ?= 50
