@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := build/tools
-# Tests in five processes: many of them wait, or start processes of their own.
-PYTEST_ARGS ?= -n 5 --dist worksteal
+SELDOM := /(tests?|testing|pip|setuptools|kubernetes|moto|mypyc?|graphql|lexers)/|/transformers/models/
+# Tests in four processes: many of them wait, or start processes of their own.
+PYTEST_ARGS ?= -n 4 --dist worksteal
 
 # Rounds of chaos, five seconds of a processor each: those of `make chaos`, and those of `make test`.
 ROUNDS ?= 50
@@ -26,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@# By all cores, which pip does by one, and without what hardly anybody imports. Some packages ship samples of bad
 	@# syntax, so that it may well end with 1.
-	$(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing|aio|pip)/|/transformers/models/' $(VENV)/lib >/dev/null 2>&1 || true
+	$(BIN)/python -m compileall -q -j 0 -x '$(SELDOM)' $(VENV)/lib >/dev/null 2>&1 || true
 	touch $(STAMP)
 
 demo: $(STAMP)  ## the whole way on the sample channel: new posts in some minutes

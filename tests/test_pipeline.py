@@ -1,4 +1,7 @@
-"""The whole way on one machine, with the real stages. What kills do to it: ``tests/chaos``."""
+"""The whole way on one machine, with the real stages.
+
+What kills do to it: ``tests/chaos``. With processes that load their libraries themselves: ``tests/test_network.py``.
+"""
 
 from __future__ import annotations
 
@@ -68,10 +71,8 @@ def assert_whole(project: Project) -> None:
     assert list((project.folder / ".bugurt" / "jobs").glob("*/tmp")) == []
 
 
-@pytest.mark.plain
 @pytest.mark.slow
 def test_the_whole_way(small: Project) -> None:
-    del small.env["OMP_NUM_THREADS"]  # as a user has it
     said = small.ok(*submit(small), "--wait")
     run = said.split()[1]
     status = small.json("status", run)
