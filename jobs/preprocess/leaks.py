@@ -48,11 +48,12 @@ def rarity(hashes: Hashes, buckets: Ints) -> Hashes:
     return found
 
 
-def among_rarest(flat: Hashes, offsets: Ints, buckets: Ints, threshold: float) -> NDArray[np.bool_]:
-    """Which 5-grams of some posts (from ``shingle_many``) are to be compared with others'.
+def among_rarest(flat: Hashes, offsets: Ints, buckets: Ints, threshold: float) -> tuple[NDArray[np.bool_], Ints]:
+    """Which 5-grams of some posts (from ``shingle_many``) are to be compared with others', and the posts' least sizes.
 
-    These are at least those that a similar post must share, as many as the largest one that can be similar asks for.
-    Raises ValueError for more than ``POSTS_A_TASK`` posts.
+    The 5-grams are at least those that a similar post must share, as many as the largest one that can be similar asks
+    for. The sizes are those of the posts' sets, or by some few less where two 5-grams are of the same rarity. Raises
+    ValueError for more than ``POSTS_A_TASK`` posts.
     """
     sizes = np.diff(offsets)
     if len(sizes) > POSTS_A_TASK:
@@ -73,7 +74,9 @@ def among_rarest(flat: Hashes, offsets: Ints, buckets: Ints, threshold: float) -
     last = np.searchsorted(rank, first + wanted[filled] - 1)
     bounds[filled] = ordered[np.minimum(last, offsets[filled + 1] - 1)]
     found: NDArray[np.bool_] = keys <= np.repeat(bounds & np.uint64((1 << 52) - 1), sizes)
-    return found
+    different = np.zeros(len(sizes), np.int64)
+    different[filled] = rank[offsets[filled + 1] - 1] - first + 1
+    return found, different
 
 
 def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) -> None:
@@ -106,7 +109,7 @@ def write_rare(held_out: Rows, buckets: Ints, threshold: float, folder: Path) ->
 
 def _key(places: Ints, sizes: Ints) -> Ints:
     """What is sorted by hash, and of one hash by the size of the set that has it."""
-    found: Ints = (places.astype(np.int64) << 32) + sizes
+    found: Ints = (places.astype(np.int64) << 32) + np.minimum(sizes, (1 << 32) - 1)
     return found
 
 
@@ -140,7 +143,8 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     rare, keys, owners, needed, present, buckets = _load(task.folder, task.version)
     flat, numbers = shingle_many(task.train.texts("plain"))
     offsets = numbers.astype(np.int64)
-    suspects = np.flatnonzero(among_rarest(flat, offsets, buckets, task.threshold))
+    rarest, sizes = among_rarest(flat, offsets, buckets, task.threshold)
+    suspects = np.flatnonzero(rarest)
     suspects = suspects[present[_place(flat[suspects], present)]]
     found = flat[suspects]
     places = np.searchsorted(rare, found)
@@ -149,25 +153,25 @@ def find_leaks(task: LeakTask) -> NDArray[np.int64]:
     if not hit.any():
         return np.zeros((0, 2), np.int64)
     posts, places = np.searchsorted(offsets, suspects[hit], "right") - 1, places[hit]
-    these, which = np.unique(posts, return_inverse=True)
-    sets = [distinct(flat[offsets[n] : offsets[n + 1]]) for n in these.tolist()]
-    own_sizes = np.array([len(s) for s in sets])[which]
-    least = np.ceil(task.threshold * own_sizes - 1e-9).astype(np.int64)
-    most = np.floor(own_sizes / task.threshold + 1e-9).astype(np.int64)
+    least = np.ceil(task.threshold * sizes[posts] - 1e-9).astype(np.int64)
+    most = np.floor(np.diff(offsets)[posts] / task.threshold + 1e-9).astype(np.int64)
     first, last = _key(places, least), _key(places, most)
     begins, ends = np.empty(len(places), np.int64), np.empty(len(places), np.int64)
     order = np.argsort(first)  # looked up in their order, the next one is mostly in the cache already
     begins[order] = np.searchsorted(keys, first[order])
     ends[order] = np.searchsorted(keys, last[order], "right")
     found_pairs = []
+    own: dict[int, Hashes] = {}
     held: dict[int, Hashes] = {}
-    encoded = _suspects(which, begins, ends - begins, owners, needed)
+    encoded = _suspects(posts, begins, ends - begins, owners, needed)
     for post, other in zip((encoded // len(needed)).tolist(), (encoded % len(needed)).tolist(), strict=True):
         if other not in held:
             (text,) = task.held_out.part(slice(other, other + 1)).texts("plain")
             held[other] = shingles(text, normalised=True)
-        if jaccard(sets[post], held[other]) >= task.threshold:
-            found_pairs.append((task.start + int(these[post]), other))
+        if post not in own:
+            own[post] = distinct(flat[offsets[post] : offsets[post + 1]])
+        if jaccard(own[post], held[other]) >= task.threshold:
+            found_pairs.append((task.start + post, other))
     return np.array(found_pairs, np.int64).reshape(-1, 2)
 
 
