@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := build/tools
+# Folders of packages that are imported seldom, or little of them: not compiled beforehand.
 SELDOM := /(tests?|testing|pip|setuptools|kubernetes|moto|mypyc?|graphql|lexers)/|/transformers/models/
 # Tests in four processes: many of them wait, or start processes of their own.
 PYTEST_ARGS ?= -n 4 --dist worksteal

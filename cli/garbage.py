@@ -108,15 +108,12 @@ def _listed(
     above = 2 + inside.count("/")
     depth = above + (inside != "")
 
-    def one(name: str) -> list[ObjectInfo]:
-        return list(store.bucket.list(f"{under}/{name}/{inside}"))
-
     def look(start: str, those: list[str]) -> list[tuple[str, list[ObjectInfo]]]:
         wanted = {f"{under}/{name}/{inside}" for name in those}
         found: list[ObjectInfo] = []
         for number, info in enumerate(store.bucket.list(f"{under}/{start}")):
             if inside and number == BESIDE * len(those):  # most of it is not what is asked for
-                found = [info for name in those for info in one(name)]
+                found = [own for name in those for own in store.bucket.list(f"{under}/{name}/{inside}")]
                 break
             if "/".join([*info.path.split("/")[:above], ""]) in wanted:
                 found.append(info)

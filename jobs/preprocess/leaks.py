@@ -58,8 +58,10 @@ def among_rarest(flat: Hashes, offsets: Ints, buckets: Ints, threshold: float) -
     sizes = np.diff(offsets)
     if len(sizes) > POSTS_A_TASK:
         raise ValueError(f"{len(sizes)} posts at once; {POSTS_A_TASK} have room for their numbers")
-    least = [lacking(n, threshold) + to_share(math.floor(n / threshold + 1e-9), threshold) for n in sizes.tolist()]
-    wanted = np.minimum(np.array(least, np.int64), sizes)
+    wanted = np.array(
+        [lacking(n, threshold) + to_share(math.floor(n / threshold + 1e-9), threshold) for n in sizes.tolist()],
+        np.int64,
+    )
     keys = rarity(flat, buckets)
     # One sort for all posts: a post's number stands above the 52 bits.
     ordered = np.repeat(np.arange(len(sizes), dtype=np.uint64) << np.uint64(52), sizes)
@@ -71,6 +73,7 @@ def among_rarest(flat: Hashes, offsets: Ints, buckets: Ints, threshold: float) -
     filled = np.flatnonzero(sizes)
     first = rank[offsets[filled]]
     bounds = np.zeros(len(sizes), np.uint64)
+    # where a post has fewer, all of its own
     last = np.searchsorted(rank, first + wanted[filled] - 1)
     bounds[filled] = ordered[np.minimum(last, offsets[filled + 1] - 1)]
     found: NDArray[np.bool_] = keys <= np.repeat(bounds & np.uint64((1 << 52) - 1), sizes)

@@ -92,9 +92,9 @@ def components(size: int, pairs: set[tuple[int, int]]) -> list[int]:
 
 
 def test_clusters_are_those_of_an_exhaustive_comparison(tmp_path: Path) -> None:
-    texts = with_repeats(200, seed=3)
+    texts = with_repeats(300, seed=3)
     pairs = alike_pairs(texts)
-    assert len(pairs) > 60
+    assert len(pairs) > 100
     with Workers(1, "jobs.preprocess.tasks") as workers:
         sets, first = clusters(rows_of(texts, tmp_path), digests_of(texts), keys_of(texts), THRESHOLD, workers)
     assert sets.roots().tolist() == components(len(texts), pairs)
