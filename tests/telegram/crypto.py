@@ -121,7 +121,9 @@ class Handshake:
         plain = AES.decrypt_ige(request.encrypted_data, *self._aes)
         inner = BinaryReader(plain[20:]).tgread_object()
         shared = pow(int.from_bytes(inner.g_b, "big"), self._a, PRIME)
-        self.auth_key = AuthKey(int_bytes(shared))
+        # Telegram's key has all its 256 bytes. Telethon drops leading zeros, sees that the proof does not fit, and
+        # makes another key; it must not get away with a short one, which a session string would pad at the end.
+        self.auth_key = AuthKey(shared.to_bytes(256, "big"))
         proof = self.auth_key.calc_new_nonce_hash(self._new_nonce, 1)
         return t.DhGenOk(self._nonce, self._server_nonce, proof)
 

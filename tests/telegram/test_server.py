@@ -17,10 +17,12 @@ from typing import Any
 import pytest
 from telethon import TelegramClient, errors
 from telethon.crypto import rsa
+from telethon.network import authenticator
 from telethon.sessions import StringSession
 from telethon.tl import functions as f
 from telethon.tl import types as t
 
+from . import crypto
 from . import faults as fault
 from .api import Account, Api, RpcError
 from .channel import MIX, Channel, make_channel
@@ -845,6 +847,39 @@ def test_a_client_that_does_not_know_the_servers_key_makes_no_auth_key(monkeypat
                 await client.connect()
             assert not server.dcs[2].keys
             assert not server.calls
+
+    run(work())
+
+
+class Chosen:
+    """`os`, of which the first 256 random bytes are chosen: the secret number of one side of a key exchange."""
+
+    def __init__(self, number: int) -> None:
+        self._numbers = [number]
+
+    def urandom(self, size: int) -> bytes:
+        return self._numbers.pop().to_bytes(256, "big") if size == 256 and self._numbers else os.urandom(size)
+
+
+def test_a_key_that_begins_with_a_zero_byte_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 256 does; Telethon would make it a byte shorter, and a session saved with it would be of no use."""
+    public = pow(crypto.GENERATOR, 3000, crypto.PRIME)
+    short = next(b for b in range(2048, 10**6) if pow(public, b, crypto.PRIME).bit_length() <= 2048 - 8)
+    monkeypatch.setattr(crypto, "os", Chosen(3000))
+    monkeypatch.setattr(authenticator, "os", Chosen(short))
+
+    async def work() -> None:
+        async with logged_out() as (server, client):
+            lengths = [len(key.key.lstrip(b"\0")) for key, _ in server.dcs[2].keys.values()]
+            assert (lengths[0], lengths[-1]) == (255, 256)
+            await client.send_code_request(server.api.account.phone)
+            await client.sign_in(server.api.account.phone, "12345")
+            saved = client.session.save()
+            await client.disconnect()
+            other = new_client(saved)
+            await other.connect()
+            assert await other.is_user_authorized()
+            await other.disconnect()
 
     run(work())
 
