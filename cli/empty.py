@@ -24,6 +24,9 @@ class EmptyBucket(Bucket):
         """Raises NotFoundError."""
         raise NotFoundError(f"reading {path}: nothing is here yet")
 
+    def find_bytes(self, path: str) -> None:
+        """Not there."""
+
     def get_many(self, paths: Iterable[str]) -> builtins.list[bytes | None]:
         """None of them."""
         return [None for _ in paths]

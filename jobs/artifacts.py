@@ -90,9 +90,8 @@ class ArtifactStore:
 
         Raises DataError when there is one that cannot be read.
         """
-        try:
-            data = self.bucket.get_bytes(f"{ref}/{MANIFEST}")
-        except NotFoundError:
+        data = self.bucket.find_bytes(f"{ref}/{MANIFEST}")
+        if data is None:
             return None
         where = self.bucket.url(f"{ref}/{MANIFEST}")
         try:

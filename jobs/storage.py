@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import boto3
 import botocore.exceptions as bx
+import botocore.session
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
 from urllib3.exceptions import HTTPError as UrllibError
 
 from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
@@ -230,7 +232,9 @@ class Bucket:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
-        session = boto3.session.Session(profile_name=s.profile)
+        core = botocore.session.get_session()
+        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
+        session = boto3.session.Session(botocore_session=core, profile_name=s.profile)
         region = s.region or session.region_name or ("us-east-1" if s.endpoint else None)
         client = session.client(
             "s3",
@@ -317,17 +321,14 @@ class Bucket:
             raise TemporaryError(f"reading {path}: the bytes change from one reading to the next")
         raise AssertionError("unreachable")
 
-    def get_many(self, paths: Iterable[str]) -> list[bytes | None]:
-        """Small objects side by side; None for those that are not there. Raises as ``get_bytes`` does.
+    def find_bytes(self, path: str) -> bytes | None:
+        """A small object whole, or None where there is none; raises otherwise as ``get_bytes`` does.
 
         A request by boto3 takes two milliseconds of a processor, which the reports of some hundred shards make a
-        second of. Signed addresses, asked for over the client's own connections, take a third of that. Whatever comes
-        back but the object or its absence is left to ``get_bytes``, which tries again and knows what to say.
+        second of, and the manifests of some thousand artefacts many. A signed address, asked for over the client's own
+        connections, takes a third of that. Whatever comes back but the object or its absence is left to ``get_bytes``,
+        which tries again and knows what to say.
         """
-        with ThreadPoolExecutor(16) as pool:
-            return list(pool.map(self._get_quickly, paths))
-
-    def _get_quickly(self, path: str) -> bytes | None:
         client: Any = self.client
         place = {"Bucket": self.settings.bucket, "Key": self.key(path)}
         with contextlib.suppress(bx.BotoCoreError, bx.ClientError, UrllibError, OSError):
@@ -347,6 +348,11 @@ class Bucket:
             return self.get_bytes(path)
         except NotFoundError:
             return None
+
+    def get_many(self, paths: Iterable[str]) -> list[bytes | None]:
+        """Small objects side by side, each as ``find_bytes`` gives it."""
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(self.find_bytes, paths))
 
     def put_bytes(self, path: str, data: bytes, *, content_type: str | None = None) -> None:
         """Write a small object."""
@@ -567,6 +573,15 @@ def _add_digest(params: dict[str, Any]) -> None:
             digest.update(chunk)
         body.seek(start)
     params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode("ascii")
+
+
+def _moment(value: Any) -> datetime:
+    """A time in an answer. botocore's own way reads dates of any form, and takes more than the rest of a listing."""
+    if isinstance(value, str) and value.endswith("Z"):
+        with contextlib.suppress(ValueError):
+            return datetime.fromisoformat(value)
+    found: datetime = DEFAULT_TIMESTAMP_PARSER(value)
+    return found
 
 
 def _arrived(send: Callable[[], T]) -> T:

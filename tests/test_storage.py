@@ -21,7 +21,7 @@ from moto.server import ThreadedMotoServer
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, ConfigError, DataError, ExitCode, NotFoundError, TemporaryError
-from jobs.storage import Bucket, S3Settings, content_type_of, translate
+from jobs.storage import Bucket, S3Settings, _moment, content_type_of, translate
 from tests.conftest import S3Server
 from tests.s3_faults import FaultyS3, faulty_s3, retry_without_pauses
 
@@ -411,6 +411,28 @@ def test_what_is_damaged_on_its_way_up_is_sent_again(
     faults.break_next("corrupt_upload", method="PUT", times=100)
     assert "BadDigest" in ends_in(TemporaryError, lambda: bucket.put_bytes("never", b"bytes"))
     assert straight.head("never") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-11-27T23:59:06.123Z",
+        "2026-11-27T23:59:06Z",
+        "2026-11-27T23:59:06+03:00",
+        "Fri, 27 Nov 2026 23:59:06 GMT",
+        "1764288000",
+    ],
+)
+def test_times_in_answers_mean_what_botocore_takes_them_for(text: str) -> None:
+    from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
+
+    assert _moment(text) == DEFAULT_TIMESTAMP_PARSER(text)
+
+
+@pytest.mark.parametrize("text", ["2026-11-27T23:59:0xZ", "2026-13-27T23:59:06Z", "Z"])
+def test_what_is_no_time_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="timestamp"):
+        _moment(text)
 
 
 def test_a_listing_with_a_time_that_is_none_is_asked_for_again(s3_env: dict[str, str], faults: FaultyS3) -> None:
