@@ -52,6 +52,7 @@ from jobs.specs import (
 S = TypeVar("S", bound=StageSpec)
 log = logging.getLogger("bugurt")
 ADHOC = "adhoc"  # the run of a stage that was started by hand
+AGAIN = 0.05  # seconds until a signal that was swallowed comes once more
 
 
 class StageContext(Generic[S]):
@@ -193,6 +194,7 @@ class Signalled(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
+        self.number = number
 
 
 class _Parser(argparse.ArgumentParser):
@@ -206,7 +208,8 @@ class _Signals:
     """SIGTERM and SIGINT, from a process's first moment to its last: none kills it without its exit code.
 
     ``handler`` decides what they do; without one, Signalled is raised. Once ``ignored`` is set nothing happens.
-    ``raised``: what a signal has raised.
+    ``raised``: what a signal has raised. Where that comes to nothing, for Python was in a weak reference's callback or
+    in a finaliser, which print whatever is raised in them and go on, the signal comes once more.
     """
 
     def __init__(self) -> None:
@@ -218,6 +221,16 @@ class _Signals:
         """From now on."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._arrived)
+        sys.unraisablehook = self._swallowed
+
+    def _swallowed(self, swallowed: sys.UnraisableHookArgs) -> None:
+        if not isinstance(swallowed.exc_value, Signalled):
+            sys.__unraisablehook__(swallowed)
+        elif not self.ignored:
+            # Not at once: it would come in here, where it is swallowed as well.
+            again = threading.Timer(AGAIN, os.kill, (os.getpid(), swallowed.exc_value.number))
+            again.daemon = True
+            again.start()
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.ignored:

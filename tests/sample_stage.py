@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Literal
 
@@ -64,6 +65,11 @@ def run(ctx: StageContext[SampleSpec]) -> str | None:
             threading.Event().wait()
         except KeyboardInterrupt as error:
             raise ImportError("initialization failed") from error
+    if action == "swallowed":  # in a callback of a weak reference, whatever is raised goes nowhere
+        thing = threading.Event()
+        weakref.finalize(thing, lambda: (ctx.log.info("ready"), threading.Event().wait()))
+        del thing
+        threading.Event().wait()
     if action == "loop":
         ctx.progress.update(loss=float("nan"))
         while True:

@@ -293,6 +293,7 @@ def test_an_input_that_does_not_verify_is_bad_data(stage: Stage, store: Artifact
     [
         ("wait", signal.SIGTERM),
         ("turned", signal.SIGTERM),
+        ("swallowed", signal.SIGTERM),
         ("loop", signal.SIGTERM),
         ("graceful", signal.SIGTERM),
         ("wait", signal.SIGINT),

@@ -443,7 +443,7 @@ def test_a_listing_with_a_time_that_is_none_is_asked_for_again(s3_env: dict[str,
     url = bucket.client.generate_presigned_url("list_objects_v2", Params=place)
     with urllib.request.urlopen(url) as answer:  # of our own server
         body = answer.read()
-    faults.spot = lambda length: body.index(b"T", body.index(b">", body.index(b"<LastModified")))
+    faults.spot = lambda length: body.index(b"-", body.index(b">", body.index(b"<LastModified")))
     faults.break_next("corrupt", method="GET", contains="list-type", times=3)
     assert [info.path for info in bucket.list()] == ["a"]
     assert len(faults.broken) == 3
