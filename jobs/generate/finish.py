@@ -22,7 +22,7 @@ from jobs.stage import StageContext
 
 log = logging.getLogger(__name__)
 
-_ROW_GROUP = 4096  # records in memory at a time
+_ROW_GROUP = 1024  # records in memory at a time
 
 _GATE_WORDS = {
     "ended": "did not end by themselves",
