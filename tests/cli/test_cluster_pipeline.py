@@ -23,6 +23,7 @@ from tests.s3_faults import faulty_s3
 
 EXPORT = ROOT / "examples" / "channel" / "result.json"
 SECRETS = ("BUGURT_S3_ACCESS_KEY_ID", "BUGURT_S3_SECRET_ACCESS_KEY")
+OF_AN_IMAGE = ("HOME", "HF_HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 RUN = "whole"
 
 
@@ -31,12 +32,11 @@ def clean_env() -> dict[str, str]:
 
 
 def run_container(module: str, env: dict[str, str], folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """A container's command with nothing but its own variables and the paths of this machine."""
-    places = {n: str(folder / n.lower()) for n in ("HOME", "BUGURT_WORKDIR", "XDG_CACHE_HOME", "HF_HOME")}
-    for place in places.values():
-        Path(place).mkdir(parents=True, exist_ok=True)
-    env = {**env, "TMPDIR": "/tmp"}  # as in the pod; a socket's path must be short
-    whole = {**clean_env(), "PYTHONPATH": str(ROOT), **env, **places}
+    """A container's command with its own variables, but for folders of its image: those are this machine's, and then
+    the libraries that read them need not be loaded anew."""
+    given = {name: value for name, value in env.items() if name not in OF_AN_IMAGE}
+    whole = {**clean_env(), "PYTHONPATH": str(ROOT), **given, "BUGURT_WORKDIR": str(folder)}
+    whole["TMPDIR"] = "/tmp"  # as in the pod; a socket's path must be short
     return subprocess.run(
         [sys.executable, "-m", module, *args],
         env=whole,
