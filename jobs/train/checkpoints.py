@@ -140,7 +140,7 @@ class Uploader:
         self._error: BugurtError | None = None
         self._failed = 0
         self.seconds_uploading = 0.0
-        self.last_seconds = 0.0  # what the latest upload took
+        self.last_seconds: float | None = None  # what the latest upload took
 
     def submit(self, folder: Path, step: int, best: Path | None) -> None:
         """Begin to upload a checkpoint's folder, which is deleted afterwards; waits for the upload before it.
@@ -182,8 +182,9 @@ class Uploader:
         else:
             self._error, self._failed = None, 0
         finally:
-            self.last_seconds = time.monotonic() - started
-            self.seconds_uploading += self.last_seconds
+            took = time.monotonic() - started
+            self.last_seconds = took
+            self.seconds_uploading += took
             shutil.rmtree(folder, ignore_errors=True)
 
     def _fail(self, step: int, error: BugurtError) -> None:

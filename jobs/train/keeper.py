@@ -83,8 +83,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
             return
         control.should_evaluate = ended or step % plan.eval_every == 0
-        by_steps = plan.checkpoint_steps is not None and step % plan.checkpoint_steps == 0
-        control.should_save = bool(due_flag) or by_steps
+        control.should_save = bool(due_flag) or self._due_by_steps(step)
         self._state_of = now
         control.should_training_stop = control.should_training_stop or ended
 
@@ -99,15 +98,24 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         control.should_training_stop = True
         control.should_save = state.global_step not in (self.trainer.first_step, self._saved_step)
 
+    def _due_by_steps(self, step: int) -> bool:
+        """Twice an interval: whoever is killed while a checkpoint is on its way loses what came since the one before
+        it, and no training goes on to the next one before that. So two checkpoints are an interval apart, if one
+        stands between them."""
+        every = self.plan.checkpoint_steps
+        return every is not None and step % every in (0, every // 2)
+
     def _under_way(self) -> float:
-        """Seconds from a state of the training to its checkpoint's commit, by the last one; half the interval at most.
+        """Seconds from a state of the training to its checkpoint's commit, by the last one; half the interval at most,
+        and as long as there was none.
 
         Whoever is killed while a checkpoint is on its way loses what came since the one before it: that must not be
         more than an interval either.
         """
-        uploader = self.plan.uploader
-        took = self._last_saving + uploader.last_seconds if uploader is not None else 0.0
-        return min(took, self.plan.checkpoint_seconds / 2)
+        uploader, half = self.plan.uploader, self.plan.checkpoint_seconds / 2
+        if uploader is None:
+            return 0.0
+        return half if uploader.last_seconds is None else min(self._last_saving + uploader.last_seconds, half)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         plan, trainer = self.plan, self.trainer
@@ -148,6 +156,8 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             best = plan.journal.best_step
             elsewhere = best is not None and best != state.global_step
             plan.uploader.submit(folder, state.global_step, self.best_folder(best) if elsewhere and best else None)
+            if plan.checkpoint_steps == 1:  # there is nothing between two steps
+                plan.uploader.wait()
         self._saved, self._saved_step = self._state_of, int(state.global_step)
         self._last_saving = plan.clock() - self.saving_since
         self.seconds_saving += self._last_saving

@@ -54,7 +54,7 @@ def test_memory_that_runs_out_later_costs_no_more_than_an_interval(
     spec = TrainSpec.model_validate({**SPEC, "dataset": make_dataset(store), "checkpoint_steps": 3})
     done = Fork(spec, s3_env, tmp_path, hook=hooks.memory_ends_at_step_eight)
     assert done.end() == 0, done.text
-    assert "resuming at step 6" in done.text
+    assert "resuming at step 7" in done.text
     assert store.manifest(spec.ref()).counts["steps"] == 12
 
 

@@ -164,7 +164,7 @@ def test_the_best_weights_outlive_a_kill(store: ArtifactStore, s3_env: dict[str,
 class Slow:
     """Uploads that take so many seconds."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float | None) -> None:
         self.last_seconds = seconds
 
     def wait(self) -> None:
@@ -178,13 +178,16 @@ class Slow:
     ("every", "upload", "expected"),
     [
         (None, 0.0, [3, 6, 9]),
-        (5, 0.0, [3, 5, 8, 10]),
+        (None, None, [2, 4, 6, 8, 10]),  # the first upload may take as long as any
+        (1, 0.0, [*range(1, 11)]),
+        (5, 0.0, [2, 5, 7, 10]),
+        (8, 0.0, [3, 4, 7, 8]),
         (None, 6.5, [2, 4, 6, 8, 10]),  # whoever is killed at the end of an upload has lost 20 seconds, not 26
         (None, 1000.0, [2, 4, 6, 8, 10]),
     ],
 )
 def test_checkpoints_are_due_by_time_and_by_steps(
-    tmp_path: Path, every: int | None, upload: float, expected: list[int]
+    tmp_path: Path, every: int | None, upload: float | None, expected: list[int]
 ) -> None:
     from transformers import TrainerControl, TrainerState
 
@@ -248,8 +251,7 @@ def test_twenty_random_kills_change_nothing(store: ArtifactStore, s3_env: dict[s
         kept = max(committed(store, "one") + committed(store, "two"), default=0)
         reached = max(last_step(attempt), resumed_at)
         assert kept >= resumed_at  # an earlier whole checkpoint is always still there
-        # What is not lost: all but the interval, and the steps that went on while a checkpoint was on its way.
-        assert reached - kept < 2 * interval
+        assert reached - kept <= interval
         if code == 143 and last_step(attempt):
             assert kept == reached
         resumed_at = kept
