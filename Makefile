@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TOOLS := build/tools
 # Folders of packages that are imported seldom, or little of them: not compiled beforehand.
-SELDOM := /(tests?|testing|pip|setuptools|kubernetes|moto|mypyc?|graphql|lexers)/|/transformers/models/
+SELDOM := /(tests?|testing|pip|setuptools|kubernetes|moto|mypyc?|lexers)/|/transformers/models/
 # Tests in four processes: many of them wait, or start processes of their own.
 PYTEST_ARGS ?= -n 4 --dist worksteal
 
@@ -44,7 +44,8 @@ types: $(STAMP)
 contracts: $(STAMP)
 	$(BIN)/lint-imports
 
-test: lint types contracts  ## lint, types, import contracts and tests, CHAOS_ROUNDS=50 rounds of chaos among them
+test: $(STAMP)  ## lint, types, import contracts and tests, CHAOS_ROUNDS=50 rounds of chaos among them
+	@$(MAKE) --no-print-directory -j3 lint types contracts
 	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/pytest $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## pipelines under faults and kills: ROUNDS=1000 of them, the first with SEED=1
