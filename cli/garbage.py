@@ -220,7 +220,7 @@ def _holders(store: ArtifactStore, claims: list[str]) -> set[str]:
 def _is_spent(store: ArtifactStore, folder: str, models: set[str] | None = None) -> bool:
     """Whether nothing can be resumed from a checkpoint any more, or its model is there (among ``models``, if given)."""
     try:
-        manifest = store.find(folder)
+        manifest = store.find(folder, quick=True)
     except DataError:
         return True  # the training passes it over, too
     if manifest is None:
@@ -260,7 +260,7 @@ def _strays(store: ArtifactStore, ref: str, objects: list[ObjectInfo]) -> list[O
     if len(objects) == 1:
         return []
     try:
-        manifest = store.find(ref)
+        manifest = store.find(ref, quick=True)
     except DataError:
         return []  # what it listed cannot be told any more
     if manifest is None:

@@ -85,12 +85,17 @@ class ArtifactStore:
 
     # -- reading
 
-    def find(self, ref: str) -> Manifest | None:
+    def find(self, ref: str, *, quick: bool = False) -> Manifest | None:
         """The manifest at ``ref`` (an artefact, or any folder that was committed), or None.
 
-        Raises DataError when there is one that cannot be read.
+        ``quick``: by ``Bucket.find_bytes``, for whoever asks for very many. Raises DataError when there is one that
+        cannot be read.
         """
-        data = self.bucket.find_bytes(f"{ref}/{MANIFEST}")
+        path = f"{ref}/{MANIFEST}"
+        try:
+            data = self.bucket.find_bytes(path) if quick else self.bucket.get_bytes(path)
+        except NotFoundError:
+            return None
         if data is None:
             return None
         where = self.bucket.url(f"{ref}/{MANIFEST}")
@@ -114,7 +119,7 @@ class ArtifactStore:
 
         def find(ref: str) -> Manifest | None:
             try:
-                return self.find(ref)
+                return self.find(ref, quick=True)
             except DataError as error:
                 log.warning("left out: %s", error)
                 return None

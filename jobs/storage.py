@@ -44,6 +44,7 @@ PART_SIZE = 16 * MIB  # of a multipart transfer; 10,000 parts, S3's limit, then 
 FILE_PARTS = (4, 8)  # the least and most parts of a file on their way at a time
 STREAM_PARTS = 3  # parts of a stream on their way at a time: with one being filled, 64 MiB of memory
 RANGES_AHEAD = 3  # ranges of a download on their way besides the one that is wanted: 32 MiB of memory a file
+SIGNED_FOR = 900  # seconds that a signed address is good for: S3 forgives a clock as much
 SMALL_OBJECT = 64 * MIB  # bound on what is read into memory whole: manifests, progress, logs
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
@@ -262,6 +263,12 @@ class Bucket:
                 context["client_config"] = bare
             _add_digest(params)
 
+        def regional(context: dict[str, Any], **rest: Any) -> None:
+            """Sign addresses for the host that all else is asked of. By itself boto3 takes S3's global one, which not
+            every network lets through, and which some regions are not reached by."""
+            context["use_global_endpoint"] = False
+
+        client.meta.events.register("provide-client-params.s3.GetObject", regional)
         for operation in ("PutObject", "UploadPart"):
             client.meta.events.register(f"before-call.s3.{operation}", vouch)
         return client
@@ -299,8 +306,11 @@ class Bucket:
 
     def get_bytes(self, path: str, *, max_size: int = SMALL_OBJECT) -> bytes:
         """A small object whole. Raises NotFoundError, or DataError when it is larger than ``max_size``."""
+        return self._read(path, max_size, set())
+
+    def _read(self, path: str, max_size: int, seen: set[str]) -> bytes:
+        """``seen``: digests of what has been read of it already."""
         with self._errors(f"reading {path}"):
-            seen: set[str] = set()
             for attempt in range(_TRIES):
                 try:
                     answer = self.client.get_object(Bucket=self.settings.bucket, Key=self.key(path))
@@ -326,13 +336,14 @@ class Bucket:
 
         A request by boto3 takes two milliseconds of a processor, which the reports of some hundred shards make a
         second of, and the manifests of some thousand artefacts many. A signed address, asked for over the client's own
-        connections, takes a third of that. Whatever comes back but the object or its absence is left to ``get_bytes``,
-        which tries again and knows what to say.
+        connections, takes a third of that. Whatever comes back but the object or its absence is read as ``get_bytes``
+        does it, which tries again and knows what to say.
         """
         client: Any = self.client
         place = {"Bucket": self.settings.bucket, "Key": self.key(path)}
-        with contextlib.suppress(bx.BotoCoreError, bx.ClientError, UrllibError, OSError):
-            url = client.generate_presigned_url("get_object", Params=place, ExpiresIn=60)
+        seen: set[str] = set()
+        with contextlib.suppress(bx.BotoCoreError, bx.ClientError, UrllibError, OSError, ValueError):
+            url = client.generate_presigned_url("get_object", Params=place, ExpiresIn=SIGNED_FOR)
             request = AWSRequest(method="GET", url=url, stream_output=True).prepare()
             answer = client._endpoint.http_session.send(request)
             if int(answer.headers.get("Content-Length") or 0) > SMALL_OBJECT:
@@ -341,11 +352,13 @@ class Bucket:
             data = bytes(answer.content)
             if answer.status_code == 404 and b"<Code>NoSuchKey</Code>" in data:
                 return None
-            digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-            if answer.status_code == 200 and digest == answer.headers.get("ETag", "").strip('"'):
-                return data
+            if answer.status_code == 200:
+                digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+                if digest == answer.headers.get("ETag", "").strip('"'):
+                    return data
+                seen.add(digest)
         try:
-            return self.get_bytes(path)
+            return self._read(path, SMALL_OBJECT, seen)
         except NotFoundError:
             return None
 

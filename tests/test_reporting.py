@@ -55,6 +55,10 @@ def test_values_of_secret_variables_become_their_names(monkeypatch: pytest.Monke
     monkeypatch.setenv("BUGURT_TELEGRAM_PASSWORD", "x")  # too short to be told from ordinary text
     monkeypatch.setenv("HF_TOKEN", "")
     assert redact("key=abcdef/123+456, x, ") == "key=[AWS_SECRET_ACCESS_KEY], x, "
+    signed = "GET https://host/b/k?X-Amz-Expires=900&X-Amz-Security-Token=a%2Fb%3D&X-Amz-Signature=0f0f failed"
+    assert redact(signed) == (
+        "GET https://host/b/k?X-Amz-Expires=900&X-Amz-Security-Token=[redacted]&X-Amz-Signature=[redacted] failed"
+    )
 
 
 def test_lines_for_collectors_and_for_the_file(

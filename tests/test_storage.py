@@ -11,12 +11,14 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import botocore.endpoint
 import botocore.exceptions as bx
 import pytest
+from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
 from moto.server import ThreadedMotoServer
 
 from jobs.artifacts import ArtifactStore
@@ -413,20 +415,16 @@ def test_what_is_damaged_on_its_way_up_is_sent_again(
     assert straight.head("never") is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "2026-11-27T23:59:06.123Z",
-        "2026-11-27T23:59:06Z",
-        "2026-11-27T23:59:06+03:00",
-        "Fri, 27 Nov 2026 23:59:06 GMT",
-        "1764288000",
-    ],
-)
+@pytest.mark.parametrize("text", ["2026-11-27T23:59:06.123Z", "2026-11-27T23:59:06Z", "Fri, 27 Nov 2026 23:59:06 GMT"])
 def test_times_in_answers_mean_what_botocore_takes_them_for(text: str) -> None:
-    from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
-
     assert _moment(text) == DEFAULT_TIMESTAMP_PARSER(text)
+
+
+def test_the_times_of_a_listing_are_read_the_quick_way(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.bucket.put_bytes("a", b"x")
+    monkeypatch.setattr("jobs.storage.DEFAULT_TIMESTAMP_PARSER", lambda value: pytest.fail(f"the slow way: {value}"))
+    (info,) = store.bucket.list("a")
+    assert abs((info.modified - datetime.now(UTC)).total_seconds()) < 60
 
 
 @pytest.mark.parametrize("text", ["2026-11-27T23:59:0xZ", "2026-13-27T23:59:06Z", "Z"])
@@ -488,6 +486,37 @@ def test_many_small_objects_at_once(s3_env: dict[str, str], faults: FaultyS3) ->
         assert fault.hits == 1
     faults.break_next("denied", method="GET", contains="shard-1/", times=9)
     assert "AccessDenied" in ends_in(ConfigError, lambda: bucket.get_many(paths))
+
+
+@pytest.mark.parametrize(
+    ("header", "value", "requests"),
+    [("Content-Length", "5, 5", 2), ("Content-Length", "five", 2), ("ETag", '"of-an-encrypted-object"', 2)],
+)
+def test_headers_that_say_nothing_cost_one_more_request(
+    header: str, value: str, requests: int, s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = bucket_of(s3_env)
+    bucket.put_bytes("a", b"bytes")
+    session: Any = vars(bucket.client)["_endpoint"].http_session
+    send, asked = session.send, []
+
+    def changed(request: Any) -> Any:
+        answer = send(request)
+        if header == "ETag" or not asked:  # a length that is none would end boto3's own reading, too
+            answer.headers[header] = value
+        asked.append(request.url)
+        return answer
+
+    monkeypatch.setattr(session, "send", changed)
+    assert bucket.find_bytes("a") == b"bytes"
+    assert len(asked) == requests
+
+
+def test_signed_addresses_lead_to_the_host_that_is_asked_for_all_else(no_aws: Path) -> None:
+    settings = S3Settings("our-bucket", region="eu-central-1", access_key_id="key", secret_access_key="secret")
+    client = Bucket(settings).client
+    url = client.generate_presigned_url("get_object", Params={"Bucket": "our-bucket", "Key": "a"})
+    assert url.startswith("https://our-bucket.s3.eu-central-1.amazonaws.com/a?")
 
 
 def test_none_of_many_is_too_large(s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
