@@ -224,11 +224,17 @@ class _Signals:
         sys.unraisablehook = self._swallowed
 
     def _swallowed(self, swallowed: sys.UnraisableHookArgs) -> None:
-        if not isinstance(swallowed.exc_value, Signalled):
-            sys.__unraisablehook__(swallowed)
-        elif not self.ignored:
-            # Not at once: it would come in here, where it is swallowed as well.
-            again = threading.Timer(AGAIN, os.kill, (os.getpid(), swallowed.exc_value.number))
+        try:
+            signalled = _signalled(swallowed.exc_value)
+            if signalled is None:
+                sys.__unraisablehook__(swallowed)
+                return
+        except Signalled as arrived:  # in here it would be swallowed as well
+            signalled = arrived
+        if not self.ignored:
+            # Not at once, which would be in here; and by the main thread, which may be waiting for something.
+            main = threading.main_thread().ident
+            again = threading.Timer(AGAIN, signal.pthread_kill, (main, signalled.number))
             again.daemon = True
             again.start()
 
@@ -242,6 +248,13 @@ class _Signals:
         except Signalled as signalled:
             self.raised = signalled
             raise
+
+
+def _signalled(error: BaseException | None) -> Signalled | None:
+    """The signal that an error is, or that something else was made of."""
+    while error is not None and not isinstance(error, Signalled):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def load_spec(spec_type: type[S], text: str, env: Mapping[str, str] = os.environ) -> S:
