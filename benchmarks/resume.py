@@ -5,13 +5,13 @@
 
 The train stage itself, as a process, with ``scratch:small`` on fortunes-ru and a bucket of ``rclone serve s3``.
 
-- *cost*: the same number of steps without checkpoints and with one every few seconds, by the stage's own clock; the
-  difference for each checkpoint, or the time that the training stood still for it where that is more (differences of
-  two runs are noisy), as a share of the default interval of 10 minutes. The peer is a training that waits
-  until its checkpoint is in the bucket, as the Trainer with a synced folder would.
-- *loss*: the stage is killed (SIGKILL) at random moments and started again; steps made and not kept (no kill may cost
-  more than an interval), against the mean
-  loss of the reference method, which saves every 7,000 steps: half of them.
+- *cost*: the same number of steps without checkpoints and with two an interval of steps, by the stage's own clock;
+  the difference for each checkpoint, or the time that the training stood still for it where that is more (differences
+  of two runs are noisy), as a share of the default interval of 10 minutes. The peer is a training that waits until its
+  checkpoint is in the bucket, as the Trainer with a synced folder would.
+- *loss*: the stage is killed (SIGKILL) at random moments and started again; steps made and not kept, of which no kill
+  may cost more than an interval, against the mean loss of the reference method, which saves every 7,000 steps: half
+  of them.
 """
 
 from __future__ import annotations

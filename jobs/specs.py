@@ -345,8 +345,8 @@ class TrainSpec(StageSpec):
         description="scratch:SIZE begins as a bigram model, fitted so long; 0: it does not",
     )
     seed: int = Field(0, ge=0, lt=2**32)
-    checkpoint_steps: int | None = operational(None, "a kill costs at most so many steps; unset: by time only", ge=1)
-    checkpoint_minutes: float = operational(10.0, "a kill costs at most so many minutes", gt=0)
+    checkpoint_steps: int | None = operational(None, "steps that a kill costs, at most; unset: by time only", ge=1)
+    checkpoint_minutes: float = operational(10.0, "minutes that a kill costs, about, at most", gt=0)
     keep_checkpoints: int = operational(2, "newest checkpoints kept, besides the best", ge=1, le=100)
 
     def missing_inputs(self) -> list[str]:

@@ -77,6 +77,36 @@ def no_memory_for_the_model() -> None:
     Trainer._move_model_to_device = refused
 
 
+def the_third_checkpoint_is_stuck() -> None:
+    """Its upload never ends; the log tells when the training waits for it."""
+    import threading
+    from pathlib import Path
+
+    from jobs.train import checkpoints
+
+    upload, submit, settle = (getattr(checkpoints.Uploader, name) for name in ("_upload", "submit", "settle"))
+    begun = submitted = 0
+
+    def stuck(self: Any, folder: Path, step: int, best: Path | None) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 3:
+            threading.Event().wait()
+        upload(self, folder, step, best)
+
+    def counted(self: Any, *args: Any) -> None:
+        nonlocal submitted
+        submit(self, *args)
+        submitted += 1
+
+    def told(self: Any) -> None:
+        if submitted == 3:
+            checkpoints.log.info("waiting for the third checkpoint")
+        settle(self)
+
+    checkpoints.Uploader._upload, checkpoints.Uploader.submit, checkpoints.Uploader.settle = stuck, counted, told
+
+
 def memory_ends_at_step_eight() -> None:
     """The batch fits at first and no more later, as with a longer post or a neighbour on the GPU."""
     import torch

@@ -221,6 +221,19 @@ def test_checkpoints_are_due_by_time_and_by_steps(
     assert saved == expected
 
 
+@pytest.mark.parametrize("interval", [1, 2, 5])
+def test_a_kill_at_the_end_of_an_upload_costs_no_more_than_an_interval(
+    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path, interval: int
+) -> None:
+    spec = TrainSpec.model_validate({**SPEC, "dataset": make_dataset(store), "checkpoint_steps": interval})
+    attempt = Fork(spec, s3_env, tmp_path, run="one", hook=hooks.the_third_checkpoint_is_stuck)
+    attempt.wait_for("waiting for the third checkpoint")
+    assert attempt.end(signal.SIGKILL) == -signal.SIGKILL
+    kept = committed(store, "one")
+    assert len(kept) == 2
+    assert 0 < last_step(attempt) - kept[-1] <= interval
+
+
 @pytest.mark.slow
 def test_twenty_random_kills_change_nothing(store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path) -> None:
     interval = 5
