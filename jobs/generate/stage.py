@@ -282,7 +282,8 @@ class Generation:
                 raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
             if self.ctx.force:  # the old manifest must not vouch for the new files
                 self.ctx.store.remove(self.ctx.ref, but=PARTS)
-            # The end of a batch takes memory of its own, and nothing is drawn any more: it gets what the model had.
+            # The end of a batch takes memory of its own, and nothing is drawn any more: it gets what an engine had that
+            # keeps the model from part to part.
             self._drawn = None
             trim()
             Finish(self.ctx, self.model, self.language, self.training).commit(
