@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import groupby
+from pathlib import Path
 
 from cli.runs import MARKERS, all_markers, load_record, marked_run, marker
 from jobs.artifacts import LEASE_TTL, MANIFEST, ArtifactStore, ObjectInfo
@@ -18,6 +19,7 @@ WORKERS = 16  # requests at a time
 TOGETHER = 128  # artefacts or runs that are listed by one request, or few
 BESIDE = 64  # objects a run, from which on it is looked into by itself: a request costs as much as a hundred objects
 CHECKPOINTS = "train/checkpoints/"  # in a run's folder
+SERVERS_OWN = ".rclone_temp_put_*"  # files of the embedded server
 CACHE = "cache/ctranslate2/"  # converted models: MODEL'S ID/QUANTIZATION/
 
 
@@ -29,8 +31,8 @@ class Collected:
     size: int = 0
 
 
-def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collected:
-    """Reclaim what is older than so many seconds by the server's clock."""
+def collect(store: ArtifactStore, older_than: float, *, dry_run: bool, embedded: Path | None = None) -> Collected:
+    """Reclaim what is older than so many seconds by the server's clock. ``embedded``: the embedded server's folder."""
     bucket = store.bucket
     now = bucket.server_time() if dry_run else bucket.storage_time()
     found = Collected()
@@ -86,7 +88,22 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool) -> Collec
             found.lines.append(f"{path}  (an upload that nobody finished)")
             if not dry_run:
                 bucket.abort_upload(path, upload)
+    if embedded is not None:
+        _collect_litter(found, embedded, old, dry_run=dry_run)
     return found
+
+
+def _collect_litter(found: Collected, folder: Path, old: Callable[[datetime], bool], *, dry_run: bool) -> None:
+    """What is left of uploads that were cut off, or in which the server was ended: it writes each of them to a file
+    that has a name of its own until all of it is there, and shows those to nobody who lists the bucket."""
+    for path in sorted(folder.rglob(SERVERS_OWN)):
+        with contextlib.suppress(FileNotFoundError):  # it is whole now
+            info = path.stat()
+            if old(datetime.fromtimestamp(info.st_mtime, UTC)):
+                found.lines.append(f"{path.relative_to(folder)}  (an upload that the server left)")
+                found.size += info.st_size
+                if not dry_run:
+                    path.unlink()
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -170,7 +170,7 @@ def reclaimed(world: World) -> Iterator[str]:
         if path.is_file():
             os.utime(path, (long_ago, long_ago))
     world.server.start()
-    collect(_store(world), 3600, dry_run=False)
+    collect(_store(world), 3600, dry_run=False, embedded=world.bucket)
     known = set()
     for folder, body in manifests(world.bucket):
         known.add(folder / "manifest.json")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import time
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from cli import garbage
 from cli.garbage import collect
 from jobs.artifacts import ArtifactStore
+from tests.conftest import S3Server
 from tests.s3_faults import faulty_s3
 
 
@@ -55,6 +58,22 @@ def test_what_goes_and_what_stays(store: ArtifactStore) -> None:
     }
     assert found.size > 0
     assert upload not in {u for _, u, _ in store.bucket.open_uploads()}
+
+
+def test_what_the_embedded_server_left_goes_when_it_is_old(store: ArtifactStore, s3_server: S3Server) -> None:
+    """An upload lies under a name that no listing shows until it is whole."""
+    folder = s3_server.folder / store.bucket.settings.bucket
+    store.bucket.put_bytes("leases/posts/a/claim.json", b"{}")
+    new, old = (folder / "leases" / "posts" / "a" / f".rclone_temp_put_{name}" for name in ("new", "old"))
+    for path in (new, old):
+        path.write_bytes(b"half of it")
+    os.utime(old, (time.time() - 7200,) * 2)
+    assert {o.path for o in store.bucket.list("leases/posts/a/")} == {"leases/posts/a/claim.json"}
+    seen = collect(store, 3600, dry_run=True, embedded=folder)
+    assert old.exists()
+    found = collect(store, 3600, dry_run=False, embedded=folder)
+    assert seen.lines == found.lines == ["leases/posts/a/.rclone_temp_put_old  (an upload that the server left)"]
+    assert (found.size, new.exists(), old.exists()) == (10, True, False)
 
 
 def test_work_in_progress_is_left_alone(store: ArtifactStore) -> None:
