@@ -52,8 +52,8 @@ def test_a_pipeline_asks_nobody_but_its_bucket(tmp_path: Path) -> None:
         export = json.loads((SAMPLE / "result.json").read_text(encoding="utf-8"))
         export["messages"] = export["messages"][:160]
         (project.folder / "export.json").write_text(json.dumps(export, ensure_ascii=False), encoding="utf-8")
-        # As a user has it: nothing tells the libraries that they are offline, or how many threads to have.
-        told = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+        # As a user has it: nothing tells the libraries that they are offline.
+        told = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
         env = {k: v for k, v in project.env.items() if k not in told}
         quick = " ".join(f"'{word}'" for word in QUICK)
         script = COMMANDS.format(bugurt=f"{sys.executable} -m cli.main", python=sys.executable, quick=quick)
