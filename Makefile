@@ -12,7 +12,7 @@ PYTEST_ARGS ?= -n 4 --dist worksteal
 # Rounds of chaos, five seconds of a processor each: those of `make chaos`, and those of `make test`.
 ROUNDS ?= 50
 SEED ?= 1
-CHAOS_ROUNDS ?= 2
+CHAOS_ROUNDS ?= 4
 
 # More options of pip-audit: AUDIT_ARGS='--vulnerability-service osv' asks osv.dev and not the package index.
 AUDIT_ARGS ?=
@@ -48,7 +48,7 @@ contracts: $(STAMP)
 
 test: lint  ## lint, types, import contracts and tests, CHAOS_ROUNDS=50 rounds of chaos among them
 	@# Types and contracts side by side: each of them uses one core.
-	$(BIN)/mypy & types=$$!; $(BIN)/lint-imports; contracts=$$?; wait $$types && exit $$contracts
+	$(BIN)/lint-imports & contracts=$$!; $(BIN)/mypy; types=$$?; wait $$contracts && exit $$types
 	CHAOS_ROUNDS=$(CHAOS_ROUNDS) $(BIN)/pytest $(PYTEST_ARGS)
 
 chaos: $(STAMP)  ## pipelines under faults and kills: ROUNDS=1000 of them, the first with SEED=1

@@ -34,6 +34,7 @@ from cli.runs import (
     step_env,
     with_input,
 )
+from cli.talk import hide_secrets
 from jobs import __version__
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, DataError, ExitCode
@@ -250,6 +251,7 @@ def main() -> NoReturn:
     stream.setFormatter(_Json())
     logging.getLogger("cli").addHandler(stream)
     logging.getLogger("cli").setLevel(logging.INFO)
+    hide_secrets()
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         _ignore_signals()  # a second one, as from a supervisor that dies, must not cut the end short

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ WORKERS = 16  # requests at a time
 TOGETHER = 128  # artefacts or runs that are listed by one request, or few
 BESIDE = 64  # objects a run, from which on it is looked into by itself: a request costs as much as a hundred objects
 CHECKPOINTS = "train/checkpoints/"  # in a run's folder
-SERVERS_OWN = ".rclone_temp_put_*"  # files of the embedded server
+SERVERS_OWN = (".rclone_temp_", ".rclone_multipart_upload_")  # how the embedded server's own files begin
+LITTER = 24 * 3600.0  # seconds after which they are of no use: parts of a large upload may come as late
 CACHE = "cache/ctranslate2/"  # converted models: MODEL'S ID/QUANTIZATION/
 
 
@@ -89,21 +91,23 @@ def collect(store: ArtifactStore, older_than: float, *, dry_run: bool, embedded:
             if not dry_run:
                 bucket.abort_upload(path, upload)
     if embedded is not None:
-        _collect_litter(found, embedded, old, dry_run=dry_run)
+        _collect_litter(found, embedded, lambda moment: old(moment, max(older_than, LITTER)), dry_run=dry_run)
     return found
 
 
 def _collect_litter(found: Collected, folder: Path, old: Callable[[datetime], bool], *, dry_run: bool) -> None:
     """What is left of uploads that were cut off, or in which the server was ended: it writes each of them to a file
     that has a name of its own until all of it is there, and shows those to nobody who lists the bucket."""
-    for path in sorted(folder.rglob(SERVERS_OWN)):
-        with contextlib.suppress(FileNotFoundError):  # it is whole now
-            info = path.stat()
-            if old(datetime.fromtimestamp(info.st_mtime, UTC)):
-                found.lines.append(f"{path.relative_to(folder)}  (an upload that the server left)")
-                found.size += info.st_size
+    for place, _, names in os.walk(folder):  # folders may go meanwhile
+        for path in (Path(place, name) for name in sorted(names) if name.startswith(SERVERS_OWN)):
+            with contextlib.suppress(FileNotFoundError):  # it is whole now
+                info = path.stat()
+                if not old(datetime.fromtimestamp(info.st_mtime, UTC)):
+                    continue
                 if not dry_run:
                     path.unlink()
+                found.lines.append(f"{path.relative_to(folder)}  (an upload that the server left)")
+                found.size += info.st_size
 
 
 def _parents(path: str) -> Iterator[str]:

@@ -15,8 +15,24 @@ class _Talk(logging.Handler):
         say(f"{record.name}: {record.getMessage()}" if OPTIONS.debug else record.getMessage(), err=True)
 
 
+class _Redacted(logging.Formatter):
+    """A library's warning, without what would let others use a signed address, which some of them name whole."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        from jobs.artifacts import without_signatures  # which takes boto3, and most commands end without a warning
+
+        return without_signatures(super().format(record))
+
+
+def hide_secrets() -> None:
+    """From now on, in what libraries say of themselves."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Redacted())
+
+
 def listen() -> None:
     """Say what the options ask for; warnings are always said."""
+    hide_secrets()
     level = logging.DEBUG if OPTIONS.debug else logging.INFO if OPTIONS.verbose else logging.WARNING
     for name in ("cli", "jobs"):
         logger = logging.getLogger(name)

@@ -35,7 +35,7 @@ from jobs.specs import (
     TemporaryError,
     describe,
 )
-from jobs.storage import Bucket, ObjectInfo, S3Settings
+from jobs.storage import Bucket, ObjectInfo, S3Settings, without_signatures
 from jobs.streams import MIB, Ranges, UploadStream, open_source
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "ObjectInfo",
     "S3Settings",
     "hash_file",
+    "without_signatures",
 ]
 
 log = logging.getLogger(__name__)

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import re
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.specs import BugurtError, DataError, load_json
-from jobs.storage import Bucket
+from jobs.storage import Bucket, without_signatures
 from jobs.streams import MIB
 
 LOG_INTERVAL = 15.0  # seconds between uploads of the log
@@ -39,13 +38,9 @@ SECRET_VARIABLES = (
 )
 
 
-#: What a signed address holds, which libraries name whole where something is wrong with the answer.
-_SIGNED = re.compile(r"(X-Amz-(?:Credential|Security-Token|Signature)=)[^&\s]+")
-
-
 def redact(text: str) -> str:
     """Replace the values of secret variables by their names, and what would let others use a signed address."""
-    text = _SIGNED.sub(r"\1[redacted]", text)
+    text = without_signatures(text)
     for name in SECRET_VARIABLES:
         value = os.environ.get(name, "")
         if len(value) >= 6:

@@ -224,23 +224,25 @@ class _Signals:
         sys.unraisablehook = self._swallowed
 
     def _swallowed(self, swallowed: sys.UnraisableHookArgs) -> None:
-        try:
-            signalled = _signalled(swallowed.exc_value)
-            if signalled is None:
-                sys.__unraisablehook__(swallowed)
-                return
-        except Signalled as arrived:  # in here it would be swallowed as well
-            signalled = arrived
-        if not self.ignored:
-            # Not at once, which would be in here; and by the main thread, which may be waiting for something.
-            main = threading.main_thread().ident
-            again = threading.Timer(AGAIN, signal.pthread_kill, (main, signalled.number))
-            again.daemon = True
-            again.start()
+        if isinstance(swallowed.exc_value, Signalled):
+            self._once_more(swallowed.exc_value.number)
+        else:
+            sys.__unraisablehook__(swallowed)
+
+    def _once_more(self, number: int) -> None:
+        """Not at once, which would be where it comes to nothing; and to the main thread, which may be waiting."""
+        again = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, number))
+        again.daemon = True
+        again.start()
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self.ignored:
             return
+        while frame is not None:
+            if frame.f_code is _Signals._swallowed.__code__:  # what is raised in there is swallowed, too
+                self._once_more(number)
+                return
+            frame = frame.f_back
         try:
             if self.handler is None:
                 raise Signalled(number)
@@ -248,13 +250,6 @@ class _Signals:
         except Signalled as signalled:
             self.raised = signalled
             raise
-
-
-def _signalled(error: BaseException | None) -> Signalled | None:
-    """The signal that an error is, or that something else was made of."""
-    while error is not None and not isinstance(error, Signalled):
-        error = error.__cause__ or error.__context__
-    return error
 
 
 def load_spec(spec_type: type[S], text: str, env: Mapping[str, str] = os.environ) -> S:

@@ -9,17 +9,19 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import BugurtError, ConfigError, ExitCode, Interrupted, NotFoundError, ScrapeSpec, SpecError
-from jobs.stage import StageContext, explain, load_spec
+from jobs.stage import StageContext, _Signals, explain, load_spec
 from tests.conftest import S3Server, StageResult, stage_env
 from tests.s3_faults import faulty_s3
 from tests.sample_stage import SampleSpec
@@ -317,6 +319,24 @@ def test_a_signal_ends_it_in_order(stage: Stage, action: str, number: int) -> No
         assert progress["metrics"]["loss"] is None  # JSON has no NaN
     assert list(stage.store.list()) == []
     assert stage.leftovers() == []
+
+
+def test_a_signal_that_comes_while_an_error_is_told_of_comes_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python tells so of an error in a finaliser; what is raised meanwhile is swallowed like the error."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)  # and the signals' handlers are put back below
+    monkeypatch.setattr(sys, "__unraisablehook__", lambda _: signal.raise_signal(signal.SIGTERM))
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    came = threading.Event()
+    signals = _Signals()
+    signals.handler = lambda number: came.set()
+    signals.install()
+    try:
+        sys.unraisablehook(SimpleNamespace(exc_value=ValueError("of a finaliser")))  # type: ignore[arg-type]
+        assert not came.is_set()
+        assert came.wait(30)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_second_attempt_goes_on_in_the_same_log(stage: Stage) -> None:

@@ -489,11 +489,11 @@ def test_many_small_objects_at_once(s3_env: dict[str, str], faults: FaultyS3) ->
 
 
 @pytest.mark.parametrize(
-    ("header", "value", "requests"),
-    [("Content-Length", "5, 5", 2), ("Content-Length", "five", 2), ("ETag", '"of-an-encrypted-object"', 2)],
+    ("header", "value"),
+    [("Content-Length", "5, 5"), ("Content-Length", "five"), ("ETag", '"of-an-encrypted-object"')],
 )
 def test_headers_that_say_nothing_cost_one_more_request(
-    header: str, value: str, requests: int, s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    header: str, value: str, s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = bucket_of(s3_env)
     bucket.put_bytes("a", b"bytes")
@@ -509,7 +509,7 @@ def test_headers_that_say_nothing_cost_one_more_request(
 
     monkeypatch.setattr(session, "send", changed)
     assert bucket.find_bytes("a") == b"bytes"
-    assert len(asked) == requests
+    assert len(asked) == 2
 
 
 def test_signed_addresses_lead_to_the_host_that_is_asked_for_all_else(no_aws: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from cli.garbage import collect
+from cli.garbage import LITTER, collect
 from jobs.artifacts import ArtifactStore, S3Settings
 from jobs.leases import _process_start
 from jobs.storage import Bucket
@@ -165,7 +165,7 @@ def reclaimed(world: World) -> Iterator[str]:
     if left:
         yield f"{len(left)} uploads were left, the first of {left[0][0]}"
     world.server.stop()
-    long_ago = time.time() - 7200
+    long_ago = time.time() - 2 * LITTER
     for path in world.bucket.rglob("*"):
         if path.is_file():
             os.utime(path, (long_ago, long_ago))

@@ -19,7 +19,7 @@ from tests.chaos.plan import KINDS, Plan
 from tests.chaos.rounds import play_all
 
 #: Two batches with kills, lost answers and clocks that differ, a scrape from Telegram, and a whole pipeline.
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS") or 2)
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS") or 4)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.abc
+import logging
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from types import ModuleType
 import pytest
 
 from cli import start
+from cli.talk import hide_secrets
 from tests.conftest import ROOT
 from tests.projects import Project
 
@@ -75,3 +77,11 @@ def test_what_is_opened_next_does_not_become_standard_output(project: Project) -
     number, output = (project.folder / "found").read_text().split()
     assert int(number) > 2 and output == "/dev/null"
     assert (project.folder / "x").read_bytes() == b""
+
+
+def test_a_librarys_warning_hides_what_signs_an_address() -> None:
+    hide_secrets()
+    said = "Failed to parse headers (url=http://127.0.0.1/b/k?X-Amz-Signature=0f0f&X-Amz-Expires=900)"
+    record = logging.LogRecord("urllib3.connection", logging.WARNING, __file__, 1, said, None, None)
+    assert logging.lastResort is not None
+    assert "X-Amz-Signature=[redacted]&X-Amz-Expires=900)" in logging.lastResort.format(record)
