@@ -21,6 +21,7 @@ from types import FrameType
 from typing import NoReturn
 
 from cli.clusters.base import Cluster, JobRequest, JobState, JobStatus, job_name
+from cli.redaction import hide_secrets
 from cli.run_page import RunPage
 from cli.runs import (
     RunRecord,
@@ -34,7 +35,6 @@ from cli.runs import (
     step_env,
     with_input,
 )
-from cli.talk import hide_secrets
 from jobs import __version__
 from jobs.artifacts import ArtifactStore, Manifest
 from jobs.specs import FATAL_CODES, AnyStageSpec, BugurtError, DataError, ExitCode

@@ -6,6 +6,7 @@ import logging
 
 from cli.options import OPTIONS
 from cli.output import say
+from cli.redaction import hide_secrets
 
 
 class _Talk(logging.Handler):
@@ -13,21 +14,6 @@ class _Talk(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         say(f"{record.name}: {record.getMessage()}" if OPTIONS.debug else record.getMessage(), err=True)
-
-
-class _Redacted(logging.Formatter):
-    """A library's warning, without what would let others use a signed address, which some of them name whole."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        from jobs.artifacts import without_signatures  # which takes boto3, and most commands end without a warning
-
-        return without_signatures(super().format(record))
-
-
-def hide_secrets() -> None:
-    """From now on, in what libraries say of themselves."""
-    if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_Redacted())
 
 
 def listen() -> None:

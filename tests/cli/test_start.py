@@ -14,7 +14,7 @@ from types import ModuleType
 import pytest
 
 from cli import start
-from cli.talk import hide_secrets
+from cli.redaction import hide_secrets
 from tests.conftest import ROOT
 from tests.projects import Project
 
