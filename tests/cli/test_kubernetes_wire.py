@@ -440,6 +440,7 @@ def test_errors_are_ours_and_short(world: Any) -> None:
 
 
 def test_the_status_of_200_shards_takes_less_than_a_second(world: Any) -> None:
+    """Of the processor, the server's part of it included: other tests are at work on this machine, too."""
     server, cluster = world
     cluster.settings = cluster_settings(generate={"parallelism": 200, "gpu": 0})
     request = request_for("generate", shards=200)
@@ -447,18 +448,18 @@ def test_the_status_of_200_shards_takes_less_than_a_second(world: Any) -> None:
     server.plane.hold("generate")
     server.plane.settle(5)
     cluster.get(request.name)  # connections are open now
-    before = time.monotonic()
+    before = time.process_time()
     found = cluster.list("run-a")
-    took = time.monotonic() - before
+    took = time.process_time() - before
     assert (found[0].shards, found[0].active, found[0].state) == (200, 200, JobState.RUNNING)
     assert took < 1.0
     server.plane.faults.clear()
     server.plane.fault("generate", "exit", code=75, times=60)
     server.plane.release("generate")
     server.plane.settle(3)
-    before = time.monotonic()
+    before = time.process_time()
     found = cluster.list("run-a")
-    assert time.monotonic() - before < 1.0
+    assert time.process_time() - before < 1.0
     assert found[0].restarts >= 60
 
 
