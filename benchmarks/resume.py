@@ -33,6 +33,7 @@ from benchmarks._training import Corpus, commit_dataset
 from benchmarks.common import Row, arguments, report, row, s3_server, say
 from jobs.artifacts import ArtifactStore
 from jobs.specs import TrainSpec
+from jobs.train.keeper import due_by_steps
 
 DEFAULT_INTERVAL = 600.0  # seconds: TrainSpec's checkpoint_minutes
 REFERENCE_SAVE_STEPS = 7000
@@ -100,7 +101,7 @@ def cost(
 ) -> list[Row]:
     """Seconds that each checkpoint adds, and what waiting for its upload would add."""
     total = spec.max_steps or 1
-    count = sum(step % every in (0, every // 2) for step in range(1, total))  # two an interval
+    count = sum(due_by_steps(step, every) for step in range(1, total))
     added, stood, waited = [], [], []
     for number in range(rounds):
         plain = seconds_of(store, spec, env, folder, f"plain{number}")

@@ -63,9 +63,9 @@ def _folders(settings: Settings, kind: str) -> list[str]:
     from cli.places import is_embedded
 
     if is_embedded(settings):
-        from cli.clusters.local_s3 import BUCKET
+        from cli.clusters.local_s3 import BUCKET, served
 
-        root = settings.state / "bucket" / BUCKET / settings.s3.prefix / kind
+        root = served(settings.state) / BUCKET / settings.s3.prefix / kind
         return _committed(root, "run.json" if kind == "runs" else "manifest.json")
     from cli.places import s3_env
     from jobs.artifacts import ArtifactStore

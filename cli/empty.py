@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 from jobs.artifacts import Bucket, ObjectInfo, S3Settings
@@ -26,10 +25,6 @@ class EmptyBucket(Bucket):
 
     def find_bytes(self, path: str) -> None:
         """Not there."""
-
-    def get_many(self, paths: Iterable[str]) -> builtins.list[bytes | None]:
-        """None of them."""
-        return [None for _ in paths]
 
     def head(self, path: str) -> ObjectInfo | None:
         """None."""

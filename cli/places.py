@@ -47,7 +47,9 @@ def s3_env(settings: Settings) -> dict[str, str]:
 
 def is_unmade(settings: Settings) -> bool:
     """Whether the bucket is the embedded one and nothing was ever put into it: its folder is not there."""
-    return is_embedded(settings) and not (settings.state / "bucket").is_dir()
+    from cli.clusters.local_s3 import served
+
+    return is_embedded(settings) and not served(settings.state).is_dir()
 
 
 def open_store(settings: Settings, *, making: bool = False) -> ArtifactStore:

@@ -350,15 +350,15 @@ class Bucket:
             answer = client._endpoint.http_session.send(request)
             if int(answer.headers.get("Content-Length") or 0) > SMALL_OBJECT:
                 answer.raw.close()
-                raise ValueError("it is said below what is wrong with it")
-            data = bytes(answer.content)
-            if answer.status_code == 404 and b"<Code>NoSuchKey</Code>" in data:
-                return None
-            if answer.status_code == 200:
-                digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
-                if digest == answer.headers.get("ETag", "").strip('"'):
-                    return data
-                seen.add(digest)
+            else:
+                data = bytes(answer.content)
+                if answer.status_code == 404 and b"<Code>NoSuchKey</Code>" in data:
+                    return None
+                if answer.status_code == 200:
+                    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+                    if digest == answer.headers.get("ETag", "").strip('"'):
+                        return data
+                    seen.add(digest)
         try:
             return self._read(path, SMALL_OBJECT, seen)
         except NotFoundError:

@@ -100,13 +100,18 @@ def running(state: Path) -> LocalServer | None:
     return _load(state / "s3.json")
 
 
+def served(state: Path) -> Path:
+    """The folder that the server shows: a folder in it for each bucket."""
+    return state / "bucket"
+
+
 def ensure(state: Path) -> LocalServer:
-    """The server over ``state/bucket``, started if it does not run. Raises ConfigError or TemporaryError."""
+    """The server over ``served(state)``, started if it does not run. Raises ConfigError or TemporaryError."""
     found = running(state)
     if found is not None and _answers(found.port):
         return found
     try:
-        (state / "bucket" / BUCKET).mkdir(parents=True, exist_ok=True)
+        (served(state) / BUCKET).mkdir(parents=True, exist_ok=True)
         starting = os.open(state / "s3.starting", os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise ConfigError(f"cannot set up the local bucket in {state}: {error.strerror}") from error
@@ -133,7 +138,7 @@ def _start(state: Path, lock: int) -> LocalServer:
     port = before.port if before and _is_free(before.port) else _free_port()
     key = before.access_key_id if before else secrets.token_hex(10)
     secret = before.secret_access_key if before else secrets.token_urlsafe(30).replace("-", "x").replace("_", "y")
-    command = [rclone_path(), "serve", "s3", str(state / "bucket"), "--addr", f"127.0.0.1:{port}"]
+    command = [rclone_path(), "serve", "s3", str(served(state)), "--addr", f"127.0.0.1:{port}"]
     command += ["--force-path-style", "--config", os.devnull, "--log-file", str(state / "s3.log")]
     process = subprocess.Popen(
         command,

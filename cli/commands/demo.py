@@ -66,6 +66,7 @@ def demo(
         finish(store, cluster, submitted, wait=True, screen=story)
 
     from cli.best import best_posts
+    from cli.clusters.local_s3 import served
     from cli.runs import load_status
 
     batch = load_status(store, submitted.record.run).stages["generate"].artifact
@@ -79,7 +80,7 @@ def demo(
     if OPTIONS.quiet:
         return
     say(f"They lie in {store.bucket.url(batch)}/")
-    folder = settings.state / "bucket" / store.bucket.settings.bucket / store.bucket.key(batch)
+    folder = served(settings.state) / store.bucket.settings.bucket / store.bucket.key(batch)
     if folder.is_dir():
         say(f"on this machine in {folder}")
     next_commands(

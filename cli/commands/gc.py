@@ -22,13 +22,14 @@ def gc(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Remove half-written artefacts, abandoned uploads, dead leases, and checkpoints of models that are done."""
+    from cli.clusters.local_s3 import served
     from cli.garbage import collect
     from cli.output import print_json, say
     from cli.places import is_embedded, open_store
     from cli.quantities import size
 
     settings = options.settings()
-    folder = settings.state / "bucket" if is_embedded(settings) else None
+    folder = served(settings.state) if is_embedded(settings) else None
     found = collect(open_store(settings), older_than * 3600, dry_run=dry_run, embedded=folder)
     if settings.cluster.kind == "local" and not dry_run:
         from cli.clusters.local import LocalCluster

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from jobs.train.trainer import PostTrainer
 
 
+def due_by_steps(step: int, every: int | None) -> bool:
+    """Whether a checkpoint is due, so that a kill costs ``every`` steps at most; None: never by steps.
+
+    Twice an interval: whoever is killed while a checkpoint is on its way loses what came since the one before it, and
+    no training goes on to the next one before that. So two checkpoints are an interval apart, if one stands between
+    them.
+    """
+    return every is not None and step % every in (0, every // 2)
+
+
 class Ended(Exception):  # noqa: N818
     """The evaluation that a restart had to make up for ends the training: there is no step left to do."""
 
@@ -83,7 +93,7 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate, control.should_save, control.should_training_stop = False, True, True
             return
         control.should_evaluate = ended or step % plan.eval_every == 0
-        control.should_save = bool(due_flag) or self._due_by_steps(step)
+        control.should_save = bool(due_flag) or due_by_steps(step, plan.checkpoint_steps)
         self._state_of = now
         control.should_training_stop = control.should_training_stop or ended
 
@@ -97,13 +107,6 @@ class Keeper(TrainerCallback):  # type: ignore[misc]
         control.should_evaluate = False
         control.should_training_stop = True
         control.should_save = state.global_step not in (self.trainer.first_step, self._saved_step)
-
-    def _due_by_steps(self, step: int) -> bool:
-        """Twice an interval: whoever is killed while a checkpoint is on its way loses what came since the one before
-        it, and no training goes on to the next one before that. So two checkpoints are an interval apart, if one
-        stands between them."""
-        every = self.plan.checkpoint_steps
-        return every is not None and step % every in (0, every // 2)
 
     def _under_way(self) -> float:
         """Seconds from a state of the training to its checkpoint's commit, by the last one; half the interval at most,
