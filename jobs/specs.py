@@ -344,6 +344,12 @@ class TrainSpec(StageSpec):
         le=1000,
         description="scratch:SIZE begins as a bigram model, fitted so long; 0: it does not",
     )
+    soft_targets: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="scratch:SIZE learns so much of each token from counted trigrams; 0: from the posts alone",
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_steps: int | None = operational(None, "steps that a kill costs, at most; unset: by time only", ge=1)
     checkpoint_minutes: float = operational(10.0, "minutes that a kill costs, about, at most", gt=0)

@@ -66,11 +66,18 @@ class Blocks(Dataset[Block]):  # type: ignore[misc]
 
     def pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """All tokens that have a next one in their post or piece, and those next ones."""
+        _, token, following = self.triples(0)
+        return token, following
+
+    def triples(self, none: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """As ``pairs``, and first of all the tokens before them; ``none`` before the first one of a post or piece."""
+        ends = np.cumsum(np.concatenate(self._lengths)) if self._lengths else np.empty(0, np.int64)
         inner = np.ones(len(self._ids), dtype=bool)
-        if self._lengths:
-            inner[np.cumsum(np.concatenate(self._lengths)) - 1] = False
+        inner[ends - 1] = False
         at = np.flatnonzero(inner)
-        return self._ids[at].astype(np.int64), self._ids[at + 1].astype(np.int64)
+        before = np.concatenate([[none], self._ids[:-1]]).astype(np.int64)
+        before[ends[:-1]] = none
+        return before[at], self._ids[at].astype(np.int64), self._ids[at + 1].astype(np.int64)
 
     @classmethod
     def from_lists(cls, blocks: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Blocks:

@@ -25,6 +25,7 @@ class Settings:
     of the optimiser sums up. ``warmup_steps`` wins over ``warmup_ratio`` (of all steps). ``dropout`` None: as the
     model's configuration has it. ``warm_start_passes``: how often a model from nothing sees each counted context
     before it sees posts; see ``warm_start``. ``dropout_after``: passes over the posts before ``dropout`` begins.
+    ``soft_targets``: the share of each target that counted trigrams give; see ``soft_targets``.
     """
 
     epochs: float = 5.0
@@ -44,6 +45,7 @@ class Settings:
     early_stopping_patience: int | None = None
     eval_steps: int | None = None
     warm_start_passes: float = 0.0
+    soft_targets: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -78,6 +80,9 @@ _SCRATCH = replace(
     dropout_after=2.0,
     early_stopping_patience=None,
     warm_start_passes=10.0,
+    # Held-out bits a character after 280 steps of the sample channel: 2.975 without, 2.900 with 0.4, 2.875 with 0.6,
+    # 2.862 with 0.8; of fortunes-ru: 2.262, 2.235, 2.228 with 0.6; after 1,500 steps 2.042 without, 2.035 with 0.4.
+    soft_targets=0.5,
 )
 _TINY = replace(_SCRATCH, epochs=20.0, batch_size=8)
 
@@ -99,8 +104,9 @@ def resolve(spec: TrainSpec, *, from_scratch: bool) -> Settings:
     base = PRESETS[spec.preset][1 if from_scratch else 0]
     names = set(Settings.__dataclass_fields__) & set(TrainSpec.model_fields)
     given = {n: v for n in sorted(names) if (v := getattr(spec, n)) is not None}
-    if spec.warm_start_passes and not from_scratch:
-        raise SpecError("the spec: 'warm_start_passes' is for models from nothing (scratch:SIZE)")
+    for name in ("warm_start_passes", "soft_targets"):
+        if getattr(spec, name) and not from_scratch:
+            raise SpecError(f"the spec: {name!r} is for models from nothing (scratch:SIZE)")
     if spec.warmup_ratio is not None:
         given["warmup_steps"] = None
     if spec.dropout is not None:

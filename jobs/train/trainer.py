@@ -20,6 +20,7 @@ from jobs.train.data import GlobalBatches, count_targets
 from jobs.train.dropout import LateDropout
 from jobs.train.keeper import Ended, Keeper
 from jobs.train.plan import Plan, schedule
+from jobs.train.soft_targets import soft_targets_of
 from jobs.train.surroundings import memory_mib
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         self.first_step = first_step
         self.step_tokens = 0  # of the step that is under way
         self.dropout = LateDropout(model, plan.settings.dropout or 0.0, plan.settings.dropout_after)
+        self.soft_targets = soft_targets_of(plan, model)
         super().__init__(model=model, args=args)
         self.remove_callback(PrinterCallback)
         self.add_callback(Keeper(self))
@@ -123,7 +125,10 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         self.dropout.at(self.epochs(self.state.global_step))
         outputs = self.forward(model, inputs)
         with self.accelerator.autocast():  # the model's own forward has it by itself; its head is computed here
-            nats = self.plan.head.nats(outputs.logits, inputs["labels"])
+            if self.soft_targets is not None:
+                nats = self.soft_targets.nats(outputs.logits, inputs)
+            else:
+                nats = self.plan.head.nats(outputs.logits, inputs["labels"])
         loss = nats / num_items_in_batch * self.plan.world
         return (loss, outputs) if return_outputs else loss
 

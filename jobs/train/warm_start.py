@@ -2,27 +2,25 @@
 
 In its first minute a network sees a part of its posts once and learns little more from it than which token follows
 which. Counting tells the same, better, of all posts at once, in a tenth of a second. So the token pairs of the
-training posts are counted and smoothed (modified Kneser-Ney; Chen and Goodman 1999), and the network *without its
-attention* is fitted to them: embedding, the blocks' MLPs, last normalisation, tied head. One context of a batch stands
-for all of its occurrences, with its whole distribution as the target, so that a batch tells what thousands of tokens
-would. Attention's outputs then begin at zero: training goes on exactly from the bigram model.
+training posts are counted and smoothed (``ngrams``), and the network *without its attention* is fitted to them:
+embedding, the blocks' MLPs, last normalisation, tied head. One context of a batch stands for all of its occurrences,
+with its whole distribution as the target, so that a batch tells what thousands of tokens would. Attention's outputs
+then begin at zero: training goes on exactly from the bigram model.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from jobs.specs import Interrupted
-from jobs.train.data import Blocks
-from jobs.train.head import product_type, rows_at_a_time
+from jobs.train.ngrams import Bigrams
 from jobs.train.plan import ENDLESS, Plan
+from jobs.train.soft import soft_nats
 
 log = logging.getLogger(__name__)
 
@@ -33,57 +31,6 @@ SHARE = 0.25  # of the tokens, or the time, of the whole training, at most
 REPORTS = 50  # steps between them
 
 
-@dataclass(frozen=True)
-class Bigrams:
-    """Smoothed p(next | token): ``seen[i]`` for the pair (``contexts[i]``, ``following[i]``), and besides, for any
-    next token, ``rest[token] * unigram[next]``.
-
-    Pairs are sorted; those of token t are ``starts[t]:starts[t + 1]``. ``counts``: how often a token has a next one.
-    """
-
-    starts: torch.Tensor
-    following: torch.Tensor
-    seen: torch.Tensor
-    rest: torch.Tensor
-    unigram: torch.Tensor
-    counts: torch.Tensor
-
-    @classmethod
-    def of(cls, blocks: Blocks, vocabulary: int) -> Bigrams:
-        """Count and smooth the pairs within posts."""
-        first, second = blocks.pairs()
-        pairs, times = np.unique(first * vocabulary + second, return_counts=True)
-        context, following = np.divmod(pairs, vocabulary)
-        total = np.bincount(context, weights=times, minlength=vocabulary)
-        taken = discounts(times)[np.minimum(times, 3)]
-        rest = np.bincount(context, weights=taken, minlength=vocabulary) / np.maximum(total, 1)
-        # A next token counts as often as it has different tokens before it; one that has none gets its share as well.
-        kinds = np.bincount(following, minlength=vocabulary).astype(np.float64)
-        unigram = (kinds + 0.5) / (kinds + 0.5).sum()
-        return cls(
-            torch.from_numpy(np.searchsorted(context, np.arange(vocabulary + 1))),
-            torch.from_numpy(following),
-            torch.from_numpy((times - taken) / total[context]).float(),
-            torch.from_numpy(rest).float(),
-            torch.from_numpy(unigram).float(),
-            torch.from_numpy(total).float(),
-        )
-
-    def to(self, device: torch.device) -> Bigrams:
-        """The same on another device."""
-        return Bigrams(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
-
-
-def discounts(times: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """What is taken from pairs that occur 0, 1, 2, 3 and more times; 0.75 of each where there is too little to tell."""
-    n1, n2, n3, n4 = (int((times == k).sum()) for k in (1, 2, 3, 4))
-    if not (n1 and n2 and n3 and n4):
-        return np.array([0.0, 0.75, 0.75, 0.75])
-    y = n1 / (n1 + 2 * n2)
-    found = [0.0, 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-    return np.array([0.0, *(min(max(d, 0.1), k - 0.1) for k, d in enumerate(found) if k)])
-
-
 def without_attention(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """The last hidden states of a GPT-2 for single tokens, (tokens, width), as if attention gave nothing."""
     body = model.transformer
@@ -92,52 +39,6 @@ def without_attention(model: Any, tokens: torch.Tensor) -> torch.Tensor:
         hidden = hidden + block.mlp(block.ln_2(hidden))
     last: torch.Tensor = body.ln_f(hidden)
     return last
-
-
-class _SoftNats(torch.autograd.Function):  # type: ignore[misc]
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, tokens: torch.Tensor, shares: torch.Tensor, of: Bigrams
-    ) -> torch.Tensor:
-        """Cross-entropies between ``of``'s distributions after ``tokens`` and the model's, summed with ``shares``."""
-        dtype = product_type(hidden)
-        vocabulary = weight.shape[0]
-        rows = rows_at_a_time(vocabulary, hidden.is_cuda)
-        used, cast = hidden.to(dtype), weight.detach().to(dtype)
-        grad_hidden = torch.empty_like(used)
-        grad_weight = torch.zeros_like(weight)
-        loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        begin, end = of.starts[tokens], of.starts[tokens + 1]
-        for start in range(0, len(used), rows):
-            part, share = used[start : start + rows], shares[start : start + rows, None]
-            low, size = begin[start : start + rows], (end - begin)[start : start + rows]
-            row = torch.repeat_interleave(torch.arange(len(part), device=part.device), size)
-            pair = torch.arange(len(row), device=part.device) + (low - size.cumsum(0) + size)[row]
-            column, seen = of.following[pair], of.seen[pair] * share[row, 0]
-            logits = (part @ cast.T).float()
-            normal = torch.logsumexp(logits, dim=1, keepdim=True)
-            loss += (normal * share).sum() - (logits[row, column] * seen).sum()
-            error = logits.sub_(normal - share.log()).exp_()
-            error.view(-1).index_add_(0, row * vocabulary + column, -seen)
-            small = error.to(dtype)
-            torch.mm(small, cast, out=grad_hidden[start : start + rows])
-            if dtype == weight.dtype:
-                grad_weight.addmm_(small.T, part)
-            else:
-                grad_weight += small.T @ part
-        # The part of the distributions that is the same for all contexts, up to a factor.
-        left = of.rest[tokens] * shares
-        mean = of.unigram @ weight.detach()
-        summed = left @ hidden.detach().float()
-        loss -= mean @ summed
-        grad_weight.addr_(of.unigram, summed, alpha=-1)
-        ctx.save_for_backward(grad_hidden.float().addr_(left, mean, alpha=-1), grad_weight)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * factor, grad_weight * factor, None, None, None
 
 
 def drawn(counts: torch.Tensor, size: int) -> torch.Tensor:
@@ -217,11 +118,11 @@ class Fit:
 
     def __init__(self, model: Any, bigrams: Bigrams, seed: int) -> None:
         self._model, self._bigrams = model, bigrams
-        counts = bigrams.counts.cpu()
+        counts = bigrams.pairs.counts.cpu()
         self._chance = drawn(counts, batch_of(int((counts > 0).sum())))
         # What a context counts for, by how rarely it is drawn: the mean over batches is that over all tokens.
         shares = torch.where(self._chance > 0, counts / self._chance.clamp(min=1e-30), 0) / counts.sum()
-        self._shares = shares.to(bigrams.counts.device)
+        self._shares = shares.to(bigrams.unigram.device)
         body = model.transformer
         self._weights = [body.wte.weight, *body.ln_f.parameters()]
         self._weights += [p for block in body.h for part in (block.ln_2, block.mlp) for p in part.parameters()]
@@ -237,7 +138,7 @@ class Fit:
         tokens = chosen.nonzero()[:, 0].to(self._shares.device)
         hidden = without_attention(self._model, tokens)
         weight = self._model.transformer.wte.weight
-        loss = _SoftNats.apply(hidden, weight, tokens, self._shares[tokens], self._bigrams)
+        loss = soft_nats(hidden, weight, self._bigrams.targets(tokens, self._shares[tokens]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
         self._optimizer.step()

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from jobs.artifacts import ArtifactStore
 from jobs.similarity import normalise
 from jobs.style import QUANTILES, STYLE_FILE, Form, Style, quantile_key
+from jobs.train.data import Blocks
 
 SPECIAL = ("<|begin|>", "<|end|>", "<|pad|>")
 
@@ -69,6 +70,13 @@ def pack(pieces: Sequence[list[int]], block_size: int) -> list[tuple[list[int], 
             blocks[-1][0].extend(piece)
             blocks[-1][1].append(len(piece))
     return blocks
+
+
+def blocks_of(posts: Sequence[str], vocabulary: int = 300) -> tuple[Blocks, int]:
+    """Framed posts in blocks of 64 tokens, and how many tokens there are."""
+    tokenizer = byte_bpe(posts, vocabulary)
+    ids = [[0, *tokenizer(p, add_special_tokens=False)["input_ids"], 1] for p in posts]
+    return Blocks.from_lists(pack(ids, 64)), len(tokenizer)
 
 
 def _parquet(table: dict[str, Any]) -> bytes:

@@ -12,25 +12,19 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import SpecError, TrainSpec
-from jobs.train import head as heads
 from jobs.train import warm_start as module
 from jobs.train.data import Blocks
 from jobs.train.journal import Journal
+from jobs.train.ngrams import Bigrams
 from jobs.train.presets import PRESETS, Settings, resolve
-from jobs.train.warm_start import Bigrams, drawn, steps_of, warm_start, without_attention
+from jobs.train.warm_start import drawn, steps_of, warm_start, without_attention
 from tests.train import hooks
-from tests.train.datasets import byte_bpe, invented_posts, make_dataset, pack
+from tests.train.datasets import blocks_of, invented_posts, make_dataset
 from tests.train.forks import Fork
+from tests.train.test_ngrams import table_of
 from tests.train.test_resume import SPEC, committed, undisturbed, weights
 
 SAID = "a bigram model after"
-
-
-def blocks_of(posts: list[str], vocabulary: int = 300) -> tuple[Blocks, int]:
-    """Framed posts, and how many tokens there are."""
-    tokenizer = byte_bpe(posts, vocabulary)
-    ids = [[0, *tokenizer(p, add_special_tokens=False)["input_ids"], 1] for p in posts]
-    return Blocks.from_lists(pack(ids, 64)), len(tokenizer)
 
 
 def gpt2(vocabulary: int) -> Any:
@@ -60,41 +54,6 @@ def plan_of(blocks: Blocks, passes: float = 20.0, **settings: Any) -> Any:
     )
 
 
-def dense(bigrams: Bigrams) -> torch.Tensor:
-    """p(next | token) as a table."""
-    table = bigrams.rest[:, None] * bigrams.unigram[None]
-    contexts = torch.repeat_interleave(torch.arange(len(bigrams.rest)), bigrams.starts.diff())
-    table[contexts, bigrams.following] += bigrams.seen
-    return table
-
-
-def test_pairs_are_counted_within_posts_only() -> None:
-    blocks = Blocks.from_lists([([0, 5, 6, 1, 0, 5, 7, 1], [4, 4]), ([0, 5, 6], [3])])
-    bigrams = Bigrams.of(blocks, 9)
-    assert bigrams.counts.tolist() == [3, 0, 0, 0, 0, 3, 1, 1, 0]
-    contexts = torch.repeat_interleave(torch.arange(9), bigrams.starts.diff())
-    assert list(zip(contexts.tolist(), bigrams.following.tolist(), strict=True)) == [
-        (0, 5),
-        (5, 6),
-        (5, 7),
-        (6, 1),
-        (7, 1),
-    ]
-    # Too little for discounts of its own: 0.75 of each pair goes to the backoff.
-    assert bigrams.seen.tolist() == pytest.approx([2.25 / 3, 1.25 / 3, 0.25 / 3, 0.25, 0.25])
-    assert bigrams.rest[5] == pytest.approx(1.5 / 3)
-
-
-def test_distributions_add_up_to_one_and_leave_nothing_impossible() -> None:
-    blocks, vocabulary = blocks_of(invented_posts(80))
-    bigrams = Bigrams.of(blocks, vocabulary)
-    table = dense(bigrams)
-    known = bigrams.counts > 0
-    torch.testing.assert_close(table[known].sum(1), torch.ones(int(known.sum())))
-    assert float(table[known].min()) > 0
-    assert float(bigrams.counts.sum()) == blocks.targets
-
-
 def test_the_chances_of_a_batch_add_up_to_its_size() -> None:
     chance = drawn(torch.tensor([1e6, 100.0, 4.0, 1.0, 0.0]), 3)
     assert float(chance.sum()) == pytest.approx(3, abs=1e-4)
@@ -102,28 +61,6 @@ def test_the_chances_of_a_batch_add_up_to_its_size() -> None:
     assert chance[4] == 0
     assert float(chance[2] / chance[3]) == pytest.approx(2)
     assert drawn(torch.tensor([3.0, 0.0, 2.0]), 128).tolist() == [1, 0, 1]  # fewer contexts than a batch has room for
-
-
-def test_the_loss_is_the_cross_entropy_with_whole_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "LEAST_ROWS", 5)  # several chunks, the last one not full
-    monkeypatch.setattr(heads, "CPU_LOGITS", 1)
-    blocks, vocabulary = blocks_of(invented_posts(80))
-    bigrams = Bigrams.of(blocks, vocabulary)
-    tokens = (bigrams.counts > 0).nonzero()[:, 0][:13]
-    draw = torch.Generator().manual_seed(1)
-    shares = torch.rand(len(tokens), generator=draw)
-    found, expected = [], []
-    for out, of in ((found, True), (expected, False)):
-        hidden = torch.randn(len(tokens), 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
-        weight = torch.randn(vocabulary, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
-        if of:
-            loss = module._SoftNats.apply(hidden, weight, tokens, shares, bigrams)
-        else:
-            loss = -(shares[:, None] * dense(bigrams)[tokens] * (hidden @ weight.T).log_softmax(1)).sum()
-        (2 * loss).backward()
-        out += [loss.detach(), hidden.grad, weight.grad]
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 def test_the_model_begins_as_a_bigram_model() -> None:
@@ -135,9 +72,9 @@ def test_the_model_begins_as_a_bigram_model() -> None:
     model.eval()
     bigrams = Bigrams.of(blocks, vocabulary)
     first, second = (torch.from_numpy(t) for t in blocks.pairs())
-    table = dense(bigrams)
+    table = table_of(bigrams)
     counted = -float(table[first, second].log().mean())
-    without = -float(bigrams.counts.div(bigrams.counts.sum())[second].clamp(min=1e-9).log().mean())
+    without = -float(bigrams.pairs.counts.div(bigrams.pairs.counts.sum())[second].clamp(min=1e-9).log().mean())
     row = torch.from_numpy(blocks[0].ids.astype("int64"))[None]
     with torch.no_grad():
         alone = without_attention(model, torch.arange(vocabulary)) @ model.lm_head.weight.T

@@ -1,0 +1,60 @@
+"""Soft targets: a share of what a network learns is not what a post goes on with, but what it may go on with.
+
+A network from nothing that sees the posts of a small channel again and again learns them by heart. What posts of the
+same channel would have put there instead is told, if roughly, by the triples of tokens that were counted and smoothed
+in the same posts: a part of each target is their distribution. It is a teacher that costs nothing to train (Hinton et
+al. 2015, "Distilling the Knowledge in a Neural Network"; Xie et al. 2017, "Data Noising as Smoothing in Neural Network
+Language Models", draw such targets where they stand whole here).
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from jobs.train.data import IGNORE
+from jobs.train.head import ChunkedHead
+from jobs.train.ngrams import Trigrams
+from jobs.train.plan import Plan
+from jobs.train.soft import soft_nats
+
+log = logging.getLogger(__name__)
+
+MOST = 20_000_000  # tokens that are counted: more take gigabytes meanwhile, and so much text needs no smoothing
+
+
+class SoftTargets:
+    """The loss of batches of packed posts, with ``share`` of each target from the ``trigrams`` of the same posts."""
+
+    def __init__(self, head: ChunkedHead, trigrams: Trigrams, share: float) -> None:
+        self._head, self._trigrams, self._share = head, trigrams, share
+        self._none = len(trigrams.unigram)  # what stands before a post's first token
+
+    def nats(self, output: torch.Tensor, inputs: dict[str, Any]) -> torch.Tensor:
+        """Cross-entropy summed over all labels of ``inputs``, which are as ``Rows`` makes them.
+
+        ``output``: the hidden states that the head lets pass, (blocks, tokens, width).
+        """
+        labels = inputs["labels"].reshape(-1)
+        if self._trigrams.unigram.device != labels.device:
+            self._trigrams = self._trigrams.to(labels.device)
+        ids, first = inputs["input_ids"], inputs["position_ids"] == 0
+        before = ids.roll(1, dims=1).masked_fill(first, self._none).reshape(-1)
+        kept = (labels != IGNORE).nonzero()[:, 0]
+        targets = self._trigrams.targets(before[kept], ids.reshape(-1)[kept], labels[kept], self._share)
+        return soft_nats(output.reshape(-1, output.shape[-1])[kept], self._head.layer.weight, targets)
+
+
+def soft_targets_of(plan: Plan, model: Any) -> SoftTargets | None:
+    """What the plan's settings say, with the trigrams of its posts counted; None: nothing of the kind."""
+    share, head = plan.settings.soft_targets, plan.head
+    if not share:
+        return None
+    if plan.train.tokens > MOST:
+        log.info("no soft targets: the posts have %d tokens, more than %d", plan.train.tokens, MOST)
+        return None
+    assert isinstance(head, ChunkedHead)  # every model from nothing has it
+    plan.report(message="counting which token follows which two")
+    return SoftTargets(head, Trigrams.of(plan.train, model.config.vocab_size), share)

@@ -1,0 +1,105 @@
+"""A share of each target from counted trigrams: where in a batch which trigram counts, and when there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from jobs.artifacts import ArtifactStore
+from jobs.specs import SpecError, TrainSpec
+from jobs.train import soft_targets as module
+from jobs.train.data import IGNORE, Rows
+from jobs.train.head import choose_head
+from jobs.train.ngrams import Trigrams
+from jobs.train.presets import PRESETS, Settings, resolve
+from jobs.train.soft_targets import soft_targets_of
+from tests.train.datasets import blocks_of, invented_posts, make_dataset
+from tests.train.forks import Fork
+from tests.train.test_ngrams import written_out
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def plan_of(blocks: Any, model: Any, share: float) -> Any:
+    """What soft targets need of a plan."""
+    head = choose_head(model, model.config.vocab_size)
+    return SimpleNamespace(settings=Settings(soft_targets=share), train=blocks, head=head, report=lambda **_: None)
+
+
+def gpt2(vocabulary: int) -> Any:
+    """A small GPT-2 without dropout."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=64, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
+def test_each_place_of_a_batch_has_its_own_trigram() -> None:
+    blocks, vocabulary = blocks_of(invented_posts(60))
+    model = gpt2(vocabulary)
+    with torch.no_grad():
+        batch = Rows(2)([blocks[i] for i in range(4)])
+        logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+        soft = soft_targets_of(plan_of(blocks, model, 0.3), model)
+        assert soft is not None
+        hidden = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+        found = float(soft.nats(hidden, batch))
+        # The same from the posts one by one, with whole tables.
+        trigrams, expected = Trigrams.of(blocks, vocabulary), 0.0
+        for row, positions, labels, out in zip(
+            batch["input_ids"].tolist(), batch["position_ids"].tolist(), batch["labels"].tolist(), logits, strict=True
+        ):
+            for place, label in enumerate(labels):
+                if label == IGNORE:
+                    continue
+                before = row[place - 1] if positions[place] else vocabulary
+                target = trigrams.targets(*(torch.tensor([t]) for t in (before, row[place], label)), 0.3)
+                expected -= float((written_out(target)[0] * out[place].log_softmax(0)).sum())
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_nothing_is_counted_where_nothing_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks, vocabulary = blocks_of(invented_posts(60))
+    model = gpt2(vocabulary)
+    plan = plan_of(blocks, model, 0.0)
+    assert soft_targets_of(plan, model) is None
+    plan.settings = Settings(soft_targets=0.5)
+    monkeypatch.setattr(module, "MOST", blocks.tokens - 1)
+    assert soft_targets_of(plan, model) is None
+    monkeypatch.setattr(module, "MOST", blocks.tokens)
+    assert soft_targets_of(plan, model) is not None
+
+
+def test_presets() -> None:
+    assert PRESETS["default"][1].soft_targets == PRESETS["tiny"][1].soft_targets == 0.5
+    assert not any(p.soft_targets for p in (*PRESETS["reference"], PRESETS["default"][0], PRESETS["tiny"][0]))
+    assert resolve(TrainSpec(soft_targets=0.0), from_scratch=True).soft_targets == 0
+    with pytest.raises(SpecError, match="'soft_targets' is for models from nothing"):
+        resolve(TrainSpec(soft_targets=0.3), from_scratch=False)
+
+
+@pytest.mark.slow
+def test_a_model_that_sees_its_posts_often_says_new_ones_better(
+    store: ArtifactStore, s3_env: dict[str, str], tmp_path: Path
+) -> None:
+    posts = (ROOT / "examples" / "posts.txt").read_text("utf-8").split("\n---\n")  # invented ones are too regular
+    dataset = make_dataset(store, posts[:150])
+    bits = {}
+    for share in (0.0, 0.5):
+        spec = TrainSpec.model_validate(
+            {
+                "dataset": dataset, "model": "scratch:tiny", "batch_size": 2, "max_steps": 80, "eval_steps": 40,
+                "dropout": 0.0, "soft_targets": share,
+            }
+        )  # fmt: skip
+        done = Fork(spec, s3_env, tmp_path)
+        assert done.end() == 0, done.text
+        bits[share] = store.manifest(spec.ref()).info["bits_per_character"]
+    assert bits[0.5] < 0.99 * bits[0.0], bits
