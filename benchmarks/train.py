@@ -5,8 +5,8 @@
     python -m benchmarks.train --only speed     or memory, bits
 
 - *speed*: steps of both sides in turn, so that whatever else the machine does falls on both; the median counts. At
-  ``scratch:small`` and at the shape of ruGPT3-small, with the dropout that the default preset begins with for each:
-  the first one starts from nothing, the second one is fine-tuned.
+  ``scratch:small`` and at the shape of ruGPT3-small, with the dropout that the default preset begins with for each,
+  and its soft targets: the first one starts from nothing, the second one is fine-tuned.
 - *memory*: peak resident memory of a process that does one step at the shape of ruGPT3-small.
 - *bits*: both sides train ``scratch:small`` for the same wall time on the same corpus, with each of three learning
   rates; the best of each counts. Ours keeps the best evaluation, for it has one; the reference has none and ends
@@ -40,10 +40,11 @@ from benchmarks._training import (
     train_reference,
 )
 from benchmarks.common import Row, arguments, report, row, say
-from jobs.train.data import Rows
+from jobs.train.data import Rows, count_targets
 from jobs.train.head import choose_head, use_fused_gelu
 from jobs.train.models import SHAPES
 from jobs.train.presets import PRESETS, Settings
+from jobs.train.soft_targets import soft_targets_of
 from jobs.train.surroundings import resident_mib
 
 REFERENCE = "reference method"
@@ -51,14 +52,19 @@ OUR_RATES = (5e-4, 1e-3, 2e-3)  # lower than of a cold start: higher ones undo t
 REFERENCE_RATES = (1e-3, 2e-3, 4e-3)
 
 
-def our_step(shape: tuple[int, int, int, int], corpus: Corpus, dropout: float, precision: str) -> Callable[[], int]:
-    """A function that does one step of ours on 1,024 tokens of packed posts; it returns how many it saw."""
+def our_step(shape: tuple[int, int, int, int], corpus: Corpus, preset: Settings, precision: str) -> Callable[[], int]:
+    """A function that does one step of ours on 1,024 tokens of packed posts; it returns how many it saw.
+
+    ``preset``: its dropout, as it begins, and its soft targets.
+    """
     layers, width, heads, vocabulary = shape
+    dropout = 0.0 if preset.dropout_after else preset.dropout or 0.0
     model = gpt2(layers, width, heads, vocabulary, dropout=dropout, attention="sdpa")
     use_fused_gelu(model)
     head = choose_head(model, vocabulary)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     blocks = corpus.blocks(corpus.train[:2000])
+    soft = soft_targets_of(blocks, vocabulary, preset.soft_targets, head)
     collate = Rows(corpus.tokenizer.pad_token_id)
     count = REFERENCE_BATCH * REFERENCE_BLOCK // BLOCK
     at = 0
@@ -68,10 +74,11 @@ def our_step(shape: tuple[int, int, int, int], corpus: Corpus, dropout: float, p
         chosen = [blocks[(at + i) % len(blocks)] for i in range(count)]
         at += count
         batch = collate(chosen)
-        labels = batch.pop("labels")
+        inputs = {name: values for name, values in batch.items() if name != "labels"}
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            hidden = model(**batch, use_cache=False).logits.float()  # as accelerate gives them to the Trainer
-            loss = head.nats(hidden, labels) / int(labels.ne(-100).sum())
+            hidden = model(**inputs, use_cache=False).logits.float()  # as accelerate gives them to the Trainer
+            nats = soft.nats(hidden, batch) if soft is not None else head.nats(hidden, batch["labels"])
+            loss = nats / count_targets(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -101,9 +108,11 @@ def speed(
     name: str, shape: tuple[int, int, int, int], corpus: Corpus, rounds: int, *,
     preset: Settings, goal: float, precision: str,
 ) -> Row:  # fmt: skip
-    """Tokens a second of both, in turn; ours with the preset's first dropout, the reference in float32."""
-    ours = our_step(shape, corpus, 0.0 if preset.dropout_after else preset.dropout or 0.0, precision)
-    sides: dict[str, Callable[[], int]] = {"ours": ours, "theirs": their_step(shape)}
+    """Tokens a second of both, in turn; the reference in float32."""
+    sides: dict[str, Callable[[], int]] = {
+        "ours": our_step(shape, corpus, preset, precision),
+        "theirs": their_step(shape),
+    }
     found: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(rounds + 1):
         for side, step in sides.items():
@@ -136,8 +145,8 @@ def memory(precision: str) -> Row:
 def peak(side: str, precision: str) -> float:
     """MiB that this process has held at most after two steps."""
     corpus = Corpus.named("sample")
-    dropout = PRESETS["default"][0].dropout or 0.0
-    step = our_step(RUGPT3_SMALL, corpus, dropout, precision) if side == "ours" else their_step(RUGPT3_SMALL)
+    tuned = PRESETS["default"][0]
+    step = our_step(RUGPT3_SMALL, corpus, tuned, precision) if side == "ours" else their_step(RUGPT3_SMALL)
     step()
     step()
     return resident_mib()

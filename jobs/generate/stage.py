@@ -243,7 +243,8 @@ class Generation:
 
     def finish(self) -> None:
         """Put the batch together and commit it. Raises DataError when no post passed."""
-        rounds: list[list[Part]] = [list(self.plan)]
+        parts: Sequence[Part] = self.plan
+        rounds = 1
         folder = self.ctx.workdir / "parts"
         folder.mkdir(exist_ok=True)
         tally = Tally()
@@ -251,11 +252,11 @@ class Generation:
         spares = Spares(self.plan, self._prompts)
         with Merge(self.ctx.workdir / "merge", self.spec.near_duplicates) as merge:
             while True:
-                self.draw(rounds[-1])
+                self.draw(parts)
                 if self.ctx.lease is not None:  # whoever has taken it over may have cleared the parts away
                     self.ctx.lease.ensure(ask=True)
                 self.ctx.progress.update(message="putting the batch together")
-                for part in rounds[-1]:
+                for part in parts:
                     self.ctx.check_stop()
                     manifest = self._fetch(part, folder)
                     tally.merge(Tally.of(manifest.info["tally"]))
@@ -263,7 +264,7 @@ class Generation:
                     if part.round == 0 and manifest.matching(SPARES):
                         spares.put(part.number, folder / f"{part.name}-spares.jsonl")
                 first = merge.rounds
-                merge.add([folder / f"{part.name}.jsonl" for part in rounds[-1]])
+                merge.add([folder / f"{part.name}.jsonl" for part in parts])
                 lost = merge.lost(first)
                 stand_in = folder / f"instead-{merge.rounds}.jsonl"
                 while lost and (taken := spares.take(list(lost), stand_in)):
@@ -276,7 +277,8 @@ class Generation:
                 if not wanted:
                     break
                 log.info("%d posts are near-duplicates of posts in other parts and are drawn again", len(wanted))
-                rounds.append(again(len(rounds), wanted, self.spec.micro_batch))
+                parts = again(rounds, wanted, self.spec.micro_batch)
+                rounds += 1
             tally.refused["near_duplicate"] += merge.dropped
             if not merge.kept.any():
                 raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
@@ -287,7 +289,7 @@ class Generation:
             self._drawn = None
             trim()
             Finish(self.ctx, self.model, self.language, self.training).commit(
-                merge, self.plan, tally, engine=engine, rounds=len(rounds)
+                merge, self.plan, tally, engine=engine, rounds=rounds
             )
 
     def _fetch(self, part: Part, folder: Path) -> Manifest:

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 
-from jobs.train.data import IGNORE
-from jobs.train.head import ChunkedHead
+from jobs.train.data import IGNORE, Blocks
+from jobs.train.head import ChunkedHead, PlainHead
 from jobs.train.ngrams import Trigrams
-from jobs.train.plan import Plan
 from jobs.train.soft import soft_nats
 
 log = logging.getLogger(__name__)
@@ -47,14 +46,13 @@ class SoftTargets:
         return soft_nats(output.reshape(-1, output.shape[-1])[kept], self._head.layer.weight, targets)
 
 
-def soft_targets_of(plan: Plan, model: Any) -> SoftTargets | None:
-    """What the plan's settings say, with the trigrams of its posts counted; None: nothing of the kind."""
-    share, head = plan.settings.soft_targets, plan.head
+def soft_targets_of(blocks: Blocks, vocabulary: int, share: float, head: PlainHead) -> SoftTargets | None:
+    """The trigrams of ``blocks`` as the teacher of a model with this head; None where ``share`` is 0, or there are more
+    than ``MOST`` tokens."""
     if not share:
         return None
-    if plan.train.tokens > MOST:
-        log.info("no soft targets: the posts have %d tokens, more than %d", plan.train.tokens, MOST)
+    if blocks.tokens > MOST:
+        log.info("no soft targets: the posts have %d tokens, more than %d", blocks.tokens, MOST)
         return None
     assert isinstance(head, ChunkedHead)  # every model from nothing has it
-    plan.report(message="counting which token follows which two")
-    return SoftTargets(head, Trigrams.of(plan.train, model.config.vocab_size), share)
+    return SoftTargets(head, Trigrams.of(blocks, vocabulary), share)

@@ -71,7 +71,8 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         self.first_step = first_step
         self.step_tokens = 0  # of the step that is under way
         self.dropout = LateDropout(model, plan.settings.dropout or 0.0, plan.settings.dropout_after)
-        self.soft_targets = soft_targets_of(plan, model)
+        share = plan.settings.soft_targets
+        self.soft_targets = soft_targets_of(plan.train, model.config.vocab_size, share, plan.head)
         super().__init__(model=model, args=args)
         self.remove_callback(PrinterCallback)
         self.add_callback(Keeper(self))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,19 +15,13 @@ from jobs.train import soft_targets as module
 from jobs.train.data import IGNORE, Rows
 from jobs.train.head import choose_head
 from jobs.train.ngrams import Trigrams
-from jobs.train.presets import PRESETS, Settings, resolve
+from jobs.train.presets import PRESETS, resolve
 from jobs.train.soft_targets import soft_targets_of
 from tests.train.datasets import blocks_of, invented_posts, make_dataset
 from tests.train.forks import Fork
 from tests.train.test_ngrams import written_out
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def plan_of(blocks: Any, model: Any, share: float) -> Any:
-    """What soft targets need of a plan."""
-    head = choose_head(model, model.config.vocab_size)
-    return SimpleNamespace(settings=Settings(soft_targets=share), train=blocks, head=head, report=lambda **_: None)
 
 
 def gpt2(vocabulary: int) -> Any:
@@ -47,7 +40,7 @@ def test_each_place_of_a_batch_has_its_own_trigram() -> None:
     with torch.no_grad():
         batch = Rows(2)([blocks[i] for i in range(4)])
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
-        soft = soft_targets_of(plan_of(blocks, model, 0.3), model)
+        soft = soft_targets_of(blocks, vocabulary, 0.3, choose_head(model, vocabulary))
         assert soft is not None
         hidden = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
         found = float(soft.nats(hidden, batch))
@@ -67,14 +60,12 @@ def test_each_place_of_a_batch_has_its_own_trigram() -> None:
 
 def test_nothing_is_counted_where_nothing_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks, vocabulary = blocks_of(invented_posts(60))
-    model = gpt2(vocabulary)
-    plan = plan_of(blocks, model, 0.0)
-    assert soft_targets_of(plan, model) is None
-    plan.settings = Settings(soft_targets=0.5)
+    head = choose_head(gpt2(vocabulary), vocabulary)
+    assert soft_targets_of(blocks, vocabulary, 0.0, head) is None
     monkeypatch.setattr(module, "MOST", blocks.tokens - 1)
-    assert soft_targets_of(plan, model) is None
+    assert soft_targets_of(blocks, vocabulary, 0.5, head) is None
     monkeypatch.setattr(module, "MOST", blocks.tokens)
-    assert soft_targets_of(plan, model) is not None
+    assert soft_targets_of(blocks, vocabulary, 0.5, head) is not None
 
 
 def test_presets() -> None:
