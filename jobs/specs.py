@@ -51,7 +51,7 @@ STAGE_VERSIONS: dict[str, int] = {
     "upload": 1,
     "scrape": 1,
     "preprocess": 2,
-    "train": 3,
+    "train": 4,
     "mirror": 1,
     "generate": 2,
 }

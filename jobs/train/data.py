@@ -66,18 +66,26 @@ class Blocks(Dataset[Block]):  # type: ignore[misc]
 
     def pairs(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """All tokens that have a next one in their post or piece, and those next ones."""
-        _, token, following = self.triples(0)
-        return token, following
+        at = self._with_a_next()
+        return self._ids[at].astype(np.int64), self._ids[at + 1].astype(np.int64)
 
     def triples(self, none: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """As ``pairs``, and first of all the tokens before them; ``none`` before the first one of a post or piece."""
-        ends = np.cumsum(np.concatenate(self._lengths)) if self._lengths else np.empty(0, np.int64)
+        at = self._with_a_next()
+        before = self._ids[np.maximum(at - 1, 0)].astype(np.int64)
+        before[np.isin(at, self._piece_ends, assume_unique=True)] = none  # where one ends, the next one begins
+        before[at == 0] = none
+        return before, self._ids[at].astype(np.int64), self._ids[at + 1].astype(np.int64)
+
+    @property
+    def _piece_ends(self) -> npt.NDArray[np.int64]:
+        """One more than the place of each post's or piece's last token."""
+        return np.cumsum(np.concatenate(self._lengths)) if self._lengths else np.empty(0, np.int64)
+
+    def _with_a_next(self) -> npt.NDArray[np.int64]:
         inner = np.ones(len(self._ids), dtype=bool)
-        inner[ends - 1] = False
-        at = np.flatnonzero(inner)
-        before = np.concatenate([[none], self._ids[:-1]]).astype(np.int64)
-        before[ends[:-1]] = none
-        return before[at], self._ids[at].astype(np.int64), self._ids[at + 1].astype(np.int64)
+        inner[self._piece_ends - 1] = False
+        return np.flatnonzero(inner)
 
     @classmethod
     def from_lists(cls, blocks: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Blocks:

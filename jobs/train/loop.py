@@ -24,6 +24,7 @@ from jobs.train.models import Base, is_scratch, load_base, load_tokenizer, one_l
 from jobs.train.packing import choose_layout
 from jobs.train.plan import ENDLESS, Plan
 from jobs.train.presets import Settings, resolve
+from jobs.train.soft_targets import share_of
 from jobs.train.surroundings import check_compiling, out_of_memory, precision_of, release_memory
 from jobs.train.trainer import PostTrainer, arguments
 from jobs.train.warm_start import warm_start
@@ -85,6 +86,7 @@ def train(work: Work) -> Result | None:
     if characters < 1:
         raise DataError(f"{dataset.ref} does not count its 'characters_validation'; make it anew with preprocess")
     settings = resolve(spec, from_scratch=is_scratch(spec))
+    settings = replace(settings, soft_targets=share_of(settings, blocks))
     check_length(style)
     precision = precision_of(spec)
     if spec.torch_compile:
@@ -225,7 +227,7 @@ class Session:
                 raise
             raise ConfigError(
                 f"there is not enough memory for the model itself ({one_line(error)[:160]}): give the stage more, or "
-                "take a smaller model"
+                "take a smaller model" + (", or 'soft_targets' 0, for which nothing is counted" * bool(s.soft_targets))
             ) from None
         try:
             with full_disk_said():

@@ -52,6 +52,11 @@ def _headline(info: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
+def _training_curve(info: Mapping[str, Any]) -> str:
+    """What the training's loss is called: against soft targets it is no measure of the posts alone."""
+    return "training, soft targets" if info["settings"].get("soft_targets") else "training"
+
+
 def report_page(spec: TrainSpec, info: Mapping[str, Any], dataset: Mapping[str, int | float], journal: Journal) -> str:
     """``report.html``."""
     kept = {k.replace("_", " "): dataset[k] for k in sorted(dataset)}
@@ -64,7 +69,7 @@ def report_page(spec: TrainSpec, info: Mapping[str, Any], dataset: Mapping[str, 
             "Curves",
             columns(
                 line_chart(
-                    {"training": journal.curve("loss"), "held out": journal.curve("eval_loss")},
+                    {_training_curve(info): journal.curve("loss"), "held out": journal.curve("eval_loss")},
                     x_label="step",
                     y_label="nats a token",
                     title="Loss",

@@ -47,7 +47,7 @@ class _SoftNats(torch.autograd.Function):  # type: ignore[misc]
         rows = rows_at_a_time(vocabulary, hidden.is_cuda)
         used, cast = hidden.to(dtype), weight.detach().to(dtype)
         grad_hidden = torch.empty_like(used)
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # not of an adapter's model
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         for start in range(0, len(used), rows):
             part, share = used[start : start + rows], targets.shares[start : start + rows, None]
@@ -62,18 +62,27 @@ class _SoftNats(torch.autograd.Function):  # type: ignore[misc]
                 error.view(-1).index_add_(0, row * vocabulary + column, -value)
             small = error.to(dtype)
             torch.mm(small, cast, out=grad_hidden[start : start + rows])
+            if grad_weight is None:
+                continue
             if dtype == weight.dtype:
                 grad_weight.addmm_(small.T, part)
             else:
                 grad_weight += small.T @ part
-        mean = targets.common @ weight.detach()
-        summed = targets.rest @ hidden.detach().float()
-        loss -= mean @ summed
-        grad_weight.addr_(targets.common, summed, alpha=-1)
+        # Sums over all rows, which are too large for float16 and too fine for bfloat16.
+        with torch.autocast(hidden.device.type, enabled=False):
+            mean = targets.common @ weight.detach().float()
+            summed = targets.rest @ hidden.detach().float()
+            loss -= mean @ summed
+        if grad_weight is not None:
+            grad_weight.addr_(targets.common, summed, alpha=-1)
         ctx.save_for_backward(grad_hidden.float().addr_(targets.rest, mean, alpha=-1).to(hidden.dtype), grad_weight)
         return loss
 
     @staticmethod
     def backward(ctx: Any, factor: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * factor.to(grad_hidden.dtype), grad_weight * factor.to(grad_weight.dtype), None
+        return (
+            grad_hidden * factor.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight * factor.to(grad_weight.dtype),
+            None,
+        )

@@ -17,6 +17,7 @@ import torch
 from jobs.train.data import IGNORE, Blocks
 from jobs.train.head import ChunkedHead, PlainHead
 from jobs.train.ngrams import Trigrams
+from jobs.train.presets import Settings
 from jobs.train.soft import soft_nats
 
 log = logging.getLogger(__name__)
@@ -46,13 +47,17 @@ class SoftTargets:
         return soft_nats(output.reshape(-1, output.shape[-1])[kept], self._head.layer.weight, targets)
 
 
+def share_of(settings: Settings, blocks: Blocks) -> float:
+    """``settings.soft_targets``, or 0 where there are more than ``MOST`` tokens."""
+    if not settings.soft_targets or blocks.tokens <= MOST:
+        return settings.soft_targets
+    log.warning("no soft targets: the posts have %d tokens, and more than %d are not counted", blocks.tokens, MOST)
+    return 0.0
+
+
 def soft_targets_of(blocks: Blocks, vocabulary: int, share: float, head: PlainHead) -> SoftTargets | None:
-    """The trigrams of ``blocks`` as the teacher of a model with this head; None where ``share`` is 0, or there are more
-    than ``MOST`` tokens."""
+    """The trigrams of ``blocks`` as the teacher of a model with this head; None where ``share`` is 0."""
     if not share:
-        return None
-    if blocks.tokens > MOST:
-        log.info("no soft targets: the posts have %d tokens, more than %d", blocks.tokens, MOST)
         return None
     assert isinstance(head, ChunkedHead)  # every model from nothing has it
     return SoftTargets(head, Trigrams.of(blocks, vocabulary), share)

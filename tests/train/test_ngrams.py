@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from jobs.train import head as heads
 from jobs.train.data import Blocks
-from jobs.train.ngrams import Bigrams, Followers, Trigrams
+from jobs.train.ngrams import Bigrams, Followers, Trigrams, discounts
 from jobs.train.soft import Targets, soft_nats
 from tests.train.datasets import blocks_of, invented_posts
 
@@ -69,6 +70,34 @@ def test_triples_are_counted_within_posts_only() -> None:
     assert trigrams.triples.counts.tolist() == [3, 1, 1, 3, 1]
     # 5 came after 0 three times, but there was one token before them (none): one kind of context.
     assert trigrams.pairs.counts.tolist() == [1, 0, 0, 0, 0, 2, 2, 1, 0]
+
+
+def test_a_pair_counts_as_often_as_it_has_different_tokens_before_it() -> None:
+    blocks = Blocks.from_lists([([1, 5, 6, 1, 5, 6, 2, 5, 6, 2, 5, 7], [3, 3, 3, 3])])
+    trigrams = Trigrams.of(blocks, 8)
+    found = zip(contexts_of(trigrams.pairs), trigrams.pairs.following.tolist(), strict=True)
+    kinds = dict(zip(found, trigrams.pairs.seen.tolist(), strict=True))
+    assert trigrams.pairs.counts[5] == 3  # 1 5 6, 2 5 6 and 2 5 7
+    assert (kinds[5, 6], kinds[5, 7]) == pytest.approx((1.25 / 3, 0.25 / 3))
+    # p(6 | 1 5): seen twice, 0.75 taken; what is taken goes by the pairs; their rest by how many tokens stand before 6.
+    unigram = 1.5 / (1.5 + 1.5 + 2.5 + 8 * 0.5 - 1.5)
+    assert trigrams.unigram[6] == pytest.approx(unigram)
+    row = trigrams.targets(torch.tensor([1]), torch.tensor([5]), torch.tensor([6]), 1.0)
+    assert float(written_out(row)[0, 6]) == pytest.approx(1.25 / 2 + 0.75 / 2 * (1.25 / 3 + 1.5 / 3 * unigram))
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        # y = 40 / (40 + 2 * 20) = 1/2; 1 - 2y * 20/40, 2 - 3y * 12/20, 3 - 4y * 6/12
+        ((40, 20, 12, 6), (0.0, 0.5, 1.1, 2.0)),
+        ((10, 100, 1, 100), (0.0, 0.1, 1.9, 0.1)),  # held to at least 0.1, and to 0.1 less than what there is
+        ((40, 20, 12, 0), (0.0, 0.75, 0.75, 0.75)),
+    ],
+)
+def test_discounts(counts: tuple[int, ...], expected: tuple[float, ...]) -> None:
+    times = np.repeat([1, 2, 3, 4], counts)
+    assert discounts(times).tolist() == pytest.approx(expected)
 
 
 def test_pair_distributions_add_up_to_one_and_leave_nothing_impossible() -> None:
@@ -138,3 +167,34 @@ def test_the_loss_is_the_cross_entropy_with_whole_distributions(kind: str, monke
         results.append([loss.detach(), hidden.grad, weight.grad])
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_products_follow_autocast_and_gradients_do_not() -> None:
+    blocks, vocabulary = blocks_of(invented_posts(80))
+    targets = Trigrams.of(blocks, vocabulary).targets(*(t[:200] for t in positions(blocks, vocabulary)), 1.0)
+    # So large that the sums over rows of what is common to all of them leave float16.
+    hidden, weight = (
+        torch.full((rows, 8), value, requires_grad=True) for rows, value in ((200, 400.0), (vocabulary, 5.0))
+    )
+    found = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = soft_nats(hidden, weight, targets)
+        loss.backward()
+        assert hidden.grad is not None and weight.grad is not None
+        assert loss.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
+        assert bool(loss.isfinite()) and bool(weight.grad.isfinite().all())
+        found[dtype] = float(loss.detach())
+        hidden.grad = weight.grad = None
+    assert found[torch.bfloat16] == pytest.approx(found[torch.float32], rel=1e-2)
+    assert found[torch.float16] == pytest.approx(found[torch.float32], rel=1e-2)
+
+
+def test_a_head_that_does_not_learn_gets_no_gradient() -> None:
+    blocks, vocabulary = blocks_of(invented_posts(80))
+    targets = Trigrams.of(blocks, vocabulary).targets(*(t[:9] for t in positions(blocks, vocabulary)), 0.5)
+    draw = torch.Generator().manual_seed(1)
+    hidden, weight = torch.randn(9, 8, generator=draw, requires_grad=True), torch.randn(vocabulary, 8, generator=draw)
+    (alone,) = torch.autograd.grad(soft_nats(hidden, weight, targets), [hidden])
+    both = torch.autograd.grad(soft_nats(hidden, weight.requires_grad_(), targets), [hidden, weight])
+    torch.testing.assert_close(alone, both[0])

@@ -15,8 +15,8 @@ from jobs.train import soft_targets as module
 from jobs.train.data import IGNORE, Rows
 from jobs.train.head import choose_head
 from jobs.train.ngrams import Trigrams
-from jobs.train.presets import PRESETS, resolve
-from jobs.train.soft_targets import soft_targets_of
+from jobs.train.presets import PRESETS, Settings, resolve
+from jobs.train.soft_targets import share_of, soft_targets_of
 from tests.train.datasets import blocks_of, invented_posts, make_dataset
 from tests.train.forks import Fork
 from tests.train.test_ngrams import written_out
@@ -58,14 +58,21 @@ def test_each_place_of_a_batch_has_its_own_trigram() -> None:
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_nothing_is_counted_where_nothing_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_counted_where_nothing_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     blocks, vocabulary = blocks_of(invented_posts(60))
     head = choose_head(gpt2(vocabulary), vocabulary)
     assert soft_targets_of(blocks, vocabulary, 0.0, head) is None
-    monkeypatch.setattr(module, "MOST", blocks.tokens - 1)
-    assert soft_targets_of(blocks, vocabulary, 0.5, head) is None
-    monkeypatch.setattr(module, "MOST", blocks.tokens)
     assert soft_targets_of(blocks, vocabulary, 0.5, head) is not None
+    monkeypatch.setattr(module, "MOST", blocks.tokens)
+    assert share_of(Settings(soft_targets=0.5), blocks) == 0.5
+    assert not caplog.records
+    monkeypatch.setattr(module, "MOST", blocks.tokens - 1)
+    assert share_of(Settings(), blocks) == 0
+    assert not caplog.records
+    assert share_of(Settings(soft_targets=0.5), blocks) == 0
+    assert "no soft targets: the posts have" in caplog.text
 
 
 def test_presets() -> None:
