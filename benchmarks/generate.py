@@ -38,6 +38,7 @@ from jobs.artifacts import ArtifactStore
 from jobs.generate.engines import Draw
 from jobs.generate.form import FormGate
 from jobs.generate.gates import Gates, _stop_words
+from jobs.generate.heap import settle
 from jobs.generate.overlap import fold
 from jobs.generate.parts import Others, Part
 from jobs.generate.pii import find_pii
@@ -333,6 +334,7 @@ def main() -> None:
         ("--micro-batch", {"type": int, "default": 160}),
     )
     cap = 3 * options.mean
+    settle()  # as the stage's process does
     with tempfile.TemporaryDirectory() as name, bucket(Path(name) / "s3") as store:
         folder = Path(name) / "model"
         say("making the model and the training posts")
