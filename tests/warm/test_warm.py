@@ -110,6 +110,7 @@ def test_a_supervisor_has_its_children_and_they_end_with_it(
         children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
         child = _wait_for(lambda: int(children.read_text()))
         _wait_for(lambda: b"jobs.train" in Path(f"/proc/{child}/cmdline").read_bytes())
+        _wait_for(lambda: proxy.broken)  # it has its name, but not yet its way to end, before it asks for something
         os.kill(supervisor, signal.SIGKILL)
         _wait_for(lambda: not _lives(child))
     status = cluster.get("job")
