@@ -73,18 +73,13 @@ class Blocks(Dataset[Block]):  # type: ignore[misc]
         """As ``pairs``, and first of all the tokens before them; ``none`` before the first one of a post or piece."""
         at = self._with_a_next()
         before = self._ids[np.maximum(at - 1, 0)].astype(np.int64)
-        before[np.isin(at, self._piece_ends, assume_unique=True)] = none  # where one ends, the next one begins
-        before[at == 0] = none
+        before[np.diff(at, prepend=-2) != 1] = none  # the place before has no next one: a post or piece ends there
         return before, self._ids[at].astype(np.int64), self._ids[at + 1].astype(np.int64)
-
-    @property
-    def _piece_ends(self) -> npt.NDArray[np.int64]:
-        """One more than the place of each post's or piece's last token."""
-        return np.cumsum(np.concatenate(self._lengths)) if self._lengths else np.empty(0, np.int64)
 
     def _with_a_next(self) -> npt.NDArray[np.int64]:
         inner = np.ones(len(self._ids), dtype=bool)
-        inner[self._piece_ends - 1] = False
+        if self._lengths:
+            inner[np.cumsum(np.concatenate(self._lengths)) - 1] = False
         return np.flatnonzero(inner)
 
     @classmethod
