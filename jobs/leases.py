@@ -12,6 +12,10 @@ before the storage may set it by another clock. This machine's own clock is of n
 
 A holder that was out of touch for long (a dead network, a suspended machine) may have been judged dead meanwhile,
 so it asks before it goes on: ``ensure``.
+
+Claims are written and removed by a thread that does one after the other. A signal, which is raised in the main thread,
+breaks off its waiting but no request: else a claim could arrive behind the request that was to remove it, and a
+removal never.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +42,7 @@ log = logging.getLogger(__name__)
 
 TTL = 60.0  # seconds without a sign of life after which a claim is dead
 LATE = 0.75  # of that time: from here on a holder is not sure of its claim any more
+PATIENCE = 10.0  # seconds to wait for a claim's removal, before the bucket is taken to be away
 
 
 def _process_start(pid: int) -> str | None:
@@ -81,7 +87,8 @@ class Lease:
         ).encode()
         self._stop = threading.Event()
         self.lost = threading.Event()
-        self._sending = False  # whether a claim is on its way
+        self._writes = ThreadPoolExecutor(1, thread_name_prefix="lease")
+        self._written: set[str] = set()  # the paths of claims that may be there
         self._thread: threading.Thread | None = None
         self._renewing = threading.Lock()
         self._renewed = time.monotonic()
@@ -94,11 +101,23 @@ class Lease:
     def _put(self) -> None:
         """Write the own claim."""
         self._renewed = time.monotonic()
-        self._sending = True
-        self._bucket.put_bytes(self._path, self._body)
-        self._sending = False
+        self._writes.submit(self._claim).result()
         self._date = self._bucket.server_time()
         self._skew = None
+
+    def _claim(self) -> None:
+        if not self._stop.is_set():  # else it would stay there
+            self._written.add(self._path)
+            self._bucket.put_bytes(self._path, self._body)
+
+    def _withdraw(self) -> Future[None]:
+        """Remove whatever claims of this lease there may be, behind all that was asked for before."""
+
+        def remove() -> None:
+            self._bucket.delete(self._written)
+            self._written.clear()
+
+        return self._writes.submit(remove)
 
     def _look(self, *ours: str) -> tuple[bool, list[ObjectInfo]]:
         """Whether the own claim is there, and the living claims that are not ours; dead ones are removed."""
@@ -143,7 +162,7 @@ class Lease:
                 there, others = self._look()
                 if there and not others:
                     break
-                self._bucket.delete([self._path])
+                self._withdraw().result()
             others = self._look()[1]
             if others and self._waiting is not None:
                 holder = str(self._read(others[0]).get("holder", "another process"))
@@ -191,9 +210,9 @@ class Lease:
                 there, others = self._look(before)
                 if others or not there:
                     self.lost.set()
-                    self._bucket.delete([before, self._path])
+                    self._withdraw().result()
                     return
-                self._bucket.delete([before])
+                self._writes.submit(self._bucket.delete, [before]).result()
             self._renewed = began
 
     def _keep(self) -> None:
@@ -206,20 +225,19 @@ class Lease:
             log.debug("the lease %s was lost", self._folder.rstrip("/"))
 
     def release(self) -> None:
-        """Give it back; never raises, for the claim dies by itself."""
+        """Give it back; raises nothing but what a signal does, for the claim dies by itself."""
         self._stop.set()
-        if not self._renewing.acquire(timeout=10):
-            log.warning("could not give the lease back, it will expire: the bucket does not answer")
-            return
+        given_back = self._withdraw()
         try:
-            self._bucket.delete([self._path])
-            if self._sending:  # a claim that was broken off on its way may arrive behind what removes it
-                time.sleep(0.5)
-                self._bucket.delete([self._path])
+            try:
+                given_back.result(PATIENCE)
+            except KeyboardInterrupt:  # a process that ends because of a signal gives its lease back all the same
+                given_back.result(PATIENCE)
+                raise
+        except TimeoutError:
+            log.warning("could not give the lease back, it will expire: the bucket does not answer")
         except BugurtError as error:
             log.warning("could not give the lease back, it will expire: %s", error)
-        finally:
-            self._renewing.release()
 
     def __enter__(self) -> Lease:
         try:

@@ -64,13 +64,14 @@ def retry_without_pauses() -> None:
 
 @dataclass
 class Fault:
-    """Breaks the next ``times`` requests whose method and target match."""
+    """Breaks the next ``times`` requests whose method and target match; ``came`` is set by the first one."""
 
     kind: str
     method: str
     contains: str
     times: int
     hits: int = 0
+    came: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -88,6 +89,25 @@ class FaultyS3:
     struck: Counter[str] = field(default_factory=Counter)
     spot: Callable[[int], int] = lambda length: length - 1
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _under_way: int = 0
+    _ended: threading.Condition = field(default_factory=threading.Condition)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """A request is under way meanwhile, whether or not anybody waits for its answer."""
+        with self._ended:
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._ended:
+                self._under_way -= 1
+                self._ended.notify_all()
+
+    def wait_until_quiet(self, timeout: float = 60) -> bool:
+        """Until every request that has come has had its effect; whether that was so in ``timeout`` seconds."""
+        with self._ended:
+            return self._ended.wait_for(lambda: self._under_way == 0, timeout)
 
     def break_next(self, kind: str, *, method: str = "", contains: str = "", times: int = 1) -> Fault:
         """Arm a fault; the first one that matches a request hits it."""
@@ -115,6 +135,7 @@ class FaultyS3:
                 if fault.hits < fault.times and fault.method in ("", method) and fault.contains in target:
                     fault.hits += 1
                     self.broken.append((fault.kind, method, target))
+                    fault.came.set()
                     return fault.kind
             kind = self.weather(method, target) if self.weather is not None else None
             if kind is not None:
@@ -160,6 +181,10 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
             pass
 
         def _any(self) -> None:
+            with proxy.passing():
+                self._pass()
+
+        def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             kind = proxy.choose(self.command, self.path)
             if kind in _OF_UPLOADS:

@@ -378,6 +378,24 @@ def test_a_signal_at_any_moment_ends_in_one_of_two_ways(stage: Stage) -> None:
         left = stage.leftovers()
 
 
+@pytest.mark.plain
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+def test_a_signal_while_the_lease_is_taken_or_given_back_leaves_no_claim(
+    stage: Stage, s3_server: S3Server, method: str
+) -> None:
+    """Neither at its end nor once everything has arrived that was on its way when the signal came."""
+    with faulty_s3(s3_server.endpoint) as proxy:
+        request = proxy.break_next("stall", method=method, contains="leases/")
+        process = stage.start({}, env={"BUGURT_S3_ENDPOINT": proxy.endpoint})
+        assert request.came.wait(60)
+        process.send_signal(signal.SIGTERM)
+        assert finish(process).code == 143
+        assert proxy.struck["stall"] == 1
+        assert stage.leftovers() == []
+        assert proxy.wait_until_quiet()
+    assert stage.leftovers() == []
+
+
 def test_a_killed_stage_commits_nothing_and_the_next_one_works(stage: Stage) -> None:
     process = stage.start({"action": "wait"})
     ready(process)
