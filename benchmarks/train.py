@@ -44,7 +44,7 @@ from jobs.train.data import Rows, count_targets
 from jobs.train.head import choose_head, use_fused_gelu
 from jobs.train.models import SHAPES
 from jobs.train.presets import PRESETS, Settings
-from jobs.train.soft_targets import soft_targets_of
+from jobs.train.soft_targets import training_nats
 from jobs.train.surroundings import resident_mib
 
 REFERENCE = "reference method"
@@ -64,7 +64,7 @@ def our_step(shape: tuple[int, int, int, int], corpus: Corpus, preset: Settings,
     head = choose_head(model, vocabulary)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     blocks = corpus.blocks(corpus.train[:2000])
-    soft = soft_targets_of(blocks, vocabulary, preset.soft_targets, head)
+    nats = training_nats(blocks, vocabulary, preset.soft_targets, head)
     collate = Rows(corpus.tokenizer.pad_token_id)
     count = REFERENCE_BATCH * REFERENCE_BLOCK // BLOCK
     at = 0
@@ -77,8 +77,7 @@ def our_step(shape: tuple[int, int, int, int], corpus: Corpus, preset: Settings,
         inputs = {name: values for name, values in batch.items() if name != "labels"}
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             hidden = model(**inputs, use_cache=False).logits.float()  # as accelerate gives them to the Trainer
-            nats = soft.nats(hidden, batch) if soft is not None else head.nats(hidden, batch["labels"])
-            loss = nats / count_targets(batch)
+            loss = nats(hidden, batch) / count_targets(batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

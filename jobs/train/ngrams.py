@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from jobs.train.data import Blocks
-from jobs.train.soft import Targets
+from jobs.train.nats import Pairs, Rest, Targets
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -98,10 +98,9 @@ class Bigrams:
     def targets(self, tokens: torch.Tensor, shares: torch.Tensor) -> Targets:
         """What may come after ``tokens``, each counting for its share."""
         return Targets(
-            shares,
-            shares * self.pairs.rest[tokens],
-            self.unigram,
             lambda start, stop: [self.pairs.pairs(tokens[start:stop], shares[start:stop])],
+            Rest(shares * self.pairs.rest[tokens], self.unigram),
+            shares,
         )
 
 
@@ -151,7 +150,7 @@ class Trigrams:
         left = soft * self.triples.rest[context]
         hard = torch.full(tokens.shape, 1 - share, device=tokens.device)
 
-        def pairs(start: int, stop: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        def pairs(start: int, stop: int) -> Pairs:
             part = slice(start, stop)
             rows = torch.arange(len(tokens[part]), device=tokens.device)
             return [
@@ -160,4 +159,4 @@ class Trigrams:
                 self.pairs.pairs(tokens[part], left[part]),
             ]
 
-        return Targets(torch.ones_like(soft), left * self.pairs.rest[tokens], self.unigram, pairs)
+        return Targets(pairs, Rest(left * self.pairs.rest[tokens], self.unigram))

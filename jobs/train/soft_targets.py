@@ -10,15 +10,16 @@ Language Models", draw such targets where they stand whole here).
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from jobs.train.data import IGNORE, Blocks
 from jobs.train.head import ChunkedHead, PlainHead
+from jobs.train.nats import nats
 from jobs.train.ngrams import Trigrams
 from jobs.train.presets import Settings
-from jobs.train.soft import soft_nats
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class SoftTargets:
         before = ids.roll(1, dims=1).masked_fill(first, self._none).reshape(-1)
         kept = (labels != IGNORE).nonzero()[:, 0]
         targets = self._trigrams.targets(before[kept], ids.reshape(-1)[kept], labels[kept], self._share)
-        return soft_nats(output.reshape(-1, output.shape[-1])[kept], self._head.layer.weight, targets)
+        return nats(output.reshape(-1, output.shape[-1])[kept], self._head.layer.weight, targets)
 
 
 def share_of(settings: Settings, blocks: Blocks) -> float:
@@ -55,9 +56,14 @@ def share_of(settings: Settings, blocks: Blocks) -> float:
     return 0.0
 
 
-def soft_targets_of(blocks: Blocks, vocabulary: int, share: float, head: PlainHead) -> SoftTargets | None:
-    """The trigrams of ``blocks`` as the teacher of a model with this head; None where ``share`` is 0."""
+def training_nats(
+    blocks: Blocks, vocabulary: int, share: float, head: PlainHead
+) -> Callable[[torch.Tensor, dict[str, Any]], torch.Tensor]:
+    """What a model with this head learns from: of its output and a batch of ``blocks``, the cross-entropies' sum.
+
+    With a ``share`` the trigrams of ``blocks`` are counted now.
+    """
     if not share:
-        return None
+        return lambda output, inputs: head.nats(output, inputs["labels"])
     assert isinstance(head, ChunkedHead)  # every model from nothing has it
-    return SoftTargets(head, Trigrams.of(blocks, vocabulary), share)
+    return SoftTargets(head, Trigrams.of(blocks, vocabulary), share).nats

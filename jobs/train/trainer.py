@@ -20,7 +20,7 @@ from jobs.train.data import GlobalBatches, count_targets
 from jobs.train.dropout import LateDropout
 from jobs.train.keeper import Ended, Keeper
 from jobs.train.plan import Plan, schedule
-from jobs.train.soft_targets import soft_targets_of
+from jobs.train.soft_targets import training_nats
 from jobs.train.surroundings import memory_mib
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         self.step_tokens = 0  # of the step that is under way
         self.dropout = LateDropout(model, plan.settings.dropout or 0.0, plan.settings.dropout_after)
         share = plan.settings.soft_targets
-        self.soft_targets = soft_targets_of(plan.train, model.config.vocab_size, share, plan.head)
+        self.nats = training_nats(plan.train, model.config.vocab_size, share, plan.head)
         super().__init__(model=model, args=args)
         self.remove_callback(PrinterCallback)
         self.add_callback(Keeper(self))
@@ -126,10 +126,7 @@ class PostTrainer(Trainer):  # type: ignore[misc]
         self.dropout.at(self.epochs(self.state.global_step))
         outputs = self.forward(model, inputs)
         with self.accelerator.autocast():  # the model's own forward has it by itself; its head is computed here
-            if self.soft_targets is not None:
-                nats = self.soft_targets.nats(outputs.logits, inputs)
-            else:
-                nats = self.plan.head.nats(outputs.logits, inputs["labels"])
+            nats = self.nats(outputs.logits, inputs)
         loss = nats / num_items_in_batch * self.plan.world
         return (loss, outputs) if return_outputs else loss
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from jobs.specs import Interrupted
+from jobs.train.nats import nats
 from jobs.train.ngrams import Bigrams
 from jobs.train.plan import ENDLESS, Plan
-from jobs.train.soft import soft_nats
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ class Fit:
         tokens = chosen.nonzero()[:, 0].to(self._shares.device)
         hidden = without_attention(self._model, tokens)
         weight = self._model.transformer.wte.weight
-        loss = soft_nats(hidden, weight, self._bigrams.targets(tokens, self._shares[tokens]))
+        loss = nats(hidden, weight, self._bigrams.targets(tokens, self._shares[tokens]))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._weights, 1.0)
         self._optimizer.step()

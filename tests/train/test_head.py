@@ -11,15 +11,14 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
 )
 
-from jobs.train import head as heads
+from jobs.train import nats as module
 from jobs.train.data import IGNORE
 from jobs.train.head import ChunkedHead, PlainHead, choose_head, use_fused_gelu
+from tests.train.networks import small_gpt2
 
 VOCABULARY = 60
 SHAPE: dict[str, Any] = {
@@ -37,12 +36,7 @@ SHAPE: dict[str, Any] = {
 
 def gpt2() -> Any:
     """A GPT-2 whose head is tied to its embeddings."""
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1
-        )
-    ).eval()
+    return small_gpt2(VOCABULARY).eval()
 
 
 def llama() -> Any:
@@ -61,8 +55,8 @@ def gradients(model: Any, head: PlainHead, ids: torch.Tensor, labels: torch.Tens
 
 @pytest.mark.parametrize("make", ["gpt2", "llama", "cohere"])
 def test_loss_and_gradients_are_equal(make: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "LEAST_ROWS", 5)  # several chunks, the last one not full
-    monkeypatch.setattr(heads, "CPU_LOGITS", 1)
+    monkeypatch.setattr(module, "LEAST_ROWS", 5)  # several chunks, the last one not full
+    monkeypatch.setattr(module, "CPU_LOGITS", 1)
     model = globals()[make]()
     ids = torch.randint(0, VOCABULARY, (3, 11), generator=torch.Generator().manual_seed(1))
     labels = ids.roll(-1, 1)

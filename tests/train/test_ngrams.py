@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.train import head as heads
+from jobs.train import nats as module
 from jobs.train.data import Blocks
+from jobs.train.nats import Targets, nats
 from jobs.train.ngrams import Bigrams, Followers, Trigrams, discounts
-from jobs.train.soft import Targets, soft_nats
 from tests.train.datasets import blocks_of, invented_posts
 
 
@@ -23,7 +23,8 @@ def table_of(bigrams: Bigrams) -> torch.Tensor:
 
 def written_out(targets: Targets) -> torch.Tensor:
     """Each row's distribution, (rows, vocabulary)."""
-    table = targets.rest[:, None] * targets.common[None]
+    assert targets.rest is not None
+    table = targets.rest.factors[:, None] * targets.rest.common[None]
     for row, column, value in targets.pairs(0, len(table)):
         table.index_put_((row, column), value, accumulate=True)
     return table
@@ -144,8 +145,8 @@ def test_triples_tell_more_than_pairs_of_posts_that_were_not_counted() -> None:
 
 @pytest.mark.parametrize("kind", ["pairs", "triples"])
 def test_the_loss_is_the_cross_entropy_with_whole_distributions(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "LEAST_ROWS", 5)  # several chunks, the last one not full
-    monkeypatch.setattr(heads, "CPU_LOGITS", 1)
+    monkeypatch.setattr(module, "LEAST_ROWS", 5)  # several chunks, the last one not full
+    monkeypatch.setattr(module, "CPU_LOGITS", 1)
     blocks, vocabulary = blocks_of(invented_posts(80))
     if kind == "pairs":
         bigrams = Bigrams.of(blocks, vocabulary)
@@ -159,7 +160,7 @@ def test_the_loss_is_the_cross_entropy_with_whole_distributions(kind: str, monke
         return -(written_out(targets) * (hidden @ weight.T).log_softmax(1)).sum()
 
     results: list[list[Any]] = []
-    for loss_of in (soft_nats, plain):
+    for loss_of in (nats, plain):
         hidden = torch.randn(13, 16, generator=torch.Generator().manual_seed(2)).requires_grad_()
         weight = torch.randn(vocabulary, 16, generator=torch.Generator().manual_seed(3)).requires_grad_()
         loss = loss_of(hidden, weight, targets)
@@ -179,7 +180,7 @@ def test_products_follow_autocast_and_gradients_do_not() -> None:
     found = {}
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            loss = soft_nats(hidden, weight, targets)
+            loss = nats(hidden, weight, targets)
         loss.backward()
         assert hidden.grad is not None and weight.grad is not None
         assert loss.dtype == hidden.grad.dtype == weight.grad.dtype == torch.float32
@@ -195,6 +196,6 @@ def test_a_head_that_does_not_learn_gets_no_gradient() -> None:
     targets = Trigrams.of(blocks, vocabulary).targets(*(t[:9] for t in positions(blocks, vocabulary)), 0.5)
     draw = torch.Generator().manual_seed(1)
     hidden, weight = torch.randn(9, 8, generator=draw, requires_grad=True), torch.randn(vocabulary, 8, generator=draw)
-    (alone,) = torch.autograd.grad(soft_nats(hidden, weight, targets), [hidden])
-    both = torch.autograd.grad(soft_nats(hidden, weight.requires_grad_(), targets), [hidden, weight])
+    (alone,) = torch.autograd.grad(nats(hidden, weight, targets), [hidden])
+    both = torch.autograd.grad(nats(hidden, weight.requires_grad_(), targets), [hidden, weight])
     torch.testing.assert_close(alone, both[0])

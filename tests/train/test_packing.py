@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from jobs.train.data import IGNORE, Block, Blocks, GlobalBatches, Rows, Separate, count_targets, steps_for
 from jobs.train.head import PlainHead
 from jobs.train.packing import choose_layout, logits_of, packs_rightly
+from tests.train.networks import small_gpt2
 
 VOCABULARY = 50
-
-
-def gpt2(attention: str = "sdpa") -> Any:
-    """A small GPT-2."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=64, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1
-    )
-    return GPT2LMHeadModel._from_config(config, attn_implementation=attention).eval()
 
 
 def some_blocks(seed: int = 0) -> Blocks:
@@ -38,7 +29,7 @@ def some_blocks(seed: int = 0) -> Blocks:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_logits_of_packed_posts_are_those_of_posts_alone(attention: str) -> None:
-    model, blocks = gpt2(attention), some_blocks()
+    model, blocks = small_gpt2(VOCABULARY, attention=attention).eval(), some_blocks()
     with torch.no_grad():
         packed = logits_of(model, Rows(2)([blocks[i] for i in range(len(blocks))]))
         for row in range(len(blocks)):
@@ -51,7 +42,7 @@ def test_logits_of_packed_posts_are_those_of_posts_alone(attention: str) -> None
 
 
 def test_both_layouts_have_one_loss_and_none_of_it_on_padding() -> None:
-    model, blocks = gpt2(), some_blocks(1)
+    model, blocks = small_gpt2(VOCABULARY).eval(), some_blocks(1)
     chosen = [blocks[i] for i in range(len(blocks))]
     sums = []
     for layout in (Rows(2), Separate(2)):
@@ -91,7 +82,7 @@ def test_a_model_that_mixes_packed_posts_up_is_found_out() -> None:
             num_key_value_heads=1,
         )
     )
-    assert packs_rightly(gpt2(), 2, VOCABULARY)
+    assert packs_rightly(small_gpt2(VOCABULARY).eval(), 2, VOCABULARY)
     assert packs_rightly(llama, 2, VOCABULARY)
     assert not packs_rightly(mamba, 2, VOCABULARY)  # its state runs on from post to post
     assert choose_layout(mamba, 2, VOCABULARY)[0] == "separate"

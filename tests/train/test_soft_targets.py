@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import SpecError, TrainSpec
@@ -16,34 +14,24 @@ from jobs.train.data import IGNORE, Rows
 from jobs.train.head import choose_head
 from jobs.train.ngrams import Trigrams
 from jobs.train.presets import PRESETS, Settings, resolve
-from jobs.train.soft_targets import share_of, soft_targets_of
+from jobs.train.soft_targets import share_of, training_nats
 from tests.train.datasets import blocks_of, invented_posts, make_dataset
 from tests.train.forks import Fork
+from tests.train.networks import small_gpt2
 from tests.train.test_ngrams import written_out
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def gpt2(vocabulary: int) -> Any:
-    """A small GPT-2 without dropout."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=64, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=1,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
-
-
 def test_each_place_of_a_batch_has_its_own_trigram() -> None:
     blocks, vocabulary = blocks_of(invented_posts(60))
-    model = gpt2(vocabulary)
+    model = small_gpt2(vocabulary, dropout=0.0)
     with torch.no_grad():
         batch = Rows(2)([blocks[i] for i in range(4)])
         logits = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
-        soft = soft_targets_of(blocks, vocabulary, 0.3, choose_head(model, vocabulary))
-        assert soft is not None
+        nats = training_nats(blocks, vocabulary, 0.3, choose_head(model, vocabulary))
         hidden = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
-        found = float(soft.nats(hidden, batch))
+        found = float(nats(hidden, batch))
         # The same from the posts one by one, with whole tables.
         trigrams, expected = Trigrams.of(blocks, vocabulary), 0.0
         for row, positions, labels, out in zip(
@@ -62,9 +50,13 @@ def test_nothing_is_counted_where_nothing_is_wanted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     blocks, vocabulary = blocks_of(invented_posts(60))
-    head = choose_head(gpt2(vocabulary), vocabulary)
-    assert soft_targets_of(blocks, vocabulary, 0.0, head) is None
-    assert soft_targets_of(blocks, vocabulary, 0.5, head) is not None
+    model = small_gpt2(vocabulary, dropout=0.0)
+    head = choose_head(model, vocabulary)
+    batch = Rows(2)([blocks[0]])
+    with monkeypatch.context() as counting, torch.no_grad():
+        counting.setattr(Trigrams, "of", lambda blocks, vocabulary: pytest.fail("they are counted"))
+        output = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"]).logits
+        assert training_nats(blocks, vocabulary, 0.0, head)(output, batch) == head.nats(output, batch["labels"])
     monkeypatch.setattr(module, "MOST", blocks.tokens)
     assert share_of(Settings(soft_targets=0.5), blocks) == 0.5
     assert not caplog.records

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from jobs.artifacts import ArtifactStore
 from jobs.specs import SpecError, TrainSpec
@@ -21,19 +20,11 @@ from jobs.train.warm_start import drawn, steps_of, warm_start, without_attention
 from tests.train import hooks
 from tests.train.datasets import blocks_of, invented_posts, make_dataset
 from tests.train.forks import Fork
+from tests.train.networks import small_gpt2
 from tests.train.test_ngrams import table_of
 from tests.train.test_resume import SPEC, committed, undisturbed, weights
 
 SAID = "a bigram model after"
-
-
-def gpt2(vocabulary: int) -> Any:
-    """A small GPT-2 with dropout."""
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=vocabulary, n_positions=64, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1
-    )
-    return GPT2LMHeadModel(config)
 
 
 def plan_of(blocks: Blocks, passes: float = 20.0, **settings: Any) -> Any:
@@ -65,7 +56,7 @@ def test_the_chances_of_a_batch_add_up_to_its_size() -> None:
 
 def test_the_model_begins_as_a_bigram_model() -> None:
     blocks, vocabulary = blocks_of(invented_posts(400))
-    model = gpt2(vocabulary)
+    model = small_gpt2(vocabulary, width=64)
     plan = plan_of(blocks, passes=150.0)
     warm_start(plan, model, "fp32")
     assert model.training
@@ -91,7 +82,7 @@ def test_the_same_plan_gives_the_same_weights() -> None:
     blocks, vocabulary = blocks_of(invented_posts(60))
     made = []
     for noise in (1, 2):
-        model = gpt2(vocabulary)
+        model = small_gpt2(vocabulary, width=64)
         torch.manual_seed(noise)  # nothing is drawn from the generator of all
         warm_start(plan_of(blocks), model, "fp32")
         made.append(model.state_dict())
@@ -111,7 +102,7 @@ def test_it_takes_a_share_of_the_training_at_most() -> None:
     now = iter(range(1000))
     timed = plan_of(blocks, max_minutes=1.0)
     timed.clock = lambda: float(next(now))
-    warm_start(timed, gpt2(600), "fp32")
+    warm_start(timed, small_gpt2(600, width=64), "fp32")
     assert timed.journal.history[0]["warm_start_steps"] == 15  # a second each, a quarter of a minute
     assert timed.journal.seconds == timed.journal.warm_start_seconds > 0
 
