@@ -135,14 +135,17 @@ class LogShipper(_Periodic):
         self._thread.start()
 
     def _tick(self) -> None:
-        data = self._file.read_bytes()
-        if len(data) == self._sent:
-            return
-        whole = self._before + data
+        with self._file.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            if size == self._sent:
+                return
+            file.seek(max(0, size - MAX_LOG - 1))
+            data = file.read()
+        whole = self._before + data if size <= MAX_LOG else data
         if len(whole) > MAX_LOG:
             whole = whole[-MAX_LOG:].partition(b"\n")[2]
         self._bucket.put_bytes(self._path, whole)
-        self._sent = len(data)
+        self._sent = size
 
     def close(self) -> None:
         """Send the rest."""

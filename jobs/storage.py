@@ -78,6 +78,9 @@ _BAD_SETTINGS = (
 #: What the server got is not what was sent: damaged or cut off on the way. botocore's XML is well-formed, of names like
 #: ours.
 _DAMAGED = {"BadDigest", "IncompleteBody", "MalformedXML", "XAmzContentSHA256Mismatch"}
+#: Of the two kinds of listing: what an answer calls the place where the next one begins, and what a request does.
+_OF_OBJECTS = {"NextContinuationToken": "ContinuationToken"}
+_OF_UPLOADS = {"NextKeyMarker": "KeyMarker", "NextUploadIdMarker": "UploadIdMarker"}
 _ONE_BY_ONE = 4  # objects are deleted by requests of their own
 _TRIES = 4  # of what botocore does not try again by itself
 _FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
@@ -394,33 +397,37 @@ class Bucket:
 
     def list(self, under: str = "") -> Iterator[ObjectInfo]:
         """All objects whose path begins with ``under``, in the order of their keys."""
-        cut = len(self.key("")) if self.prefix else 0
-        with self._errors(f"listing {under or 'the bucket'}"):
-            token: dict[str, Any] = {}
-            while True:
-                page = _arrived(
-                    lambda: self.client.list_objects_v2(
-                        Bucket=self.settings.bucket,
-                        Prefix=self.key(under),
-                        **token,  # noqa: B023  # called at once
-                    )
-                )
-                for entry in page.get("Contents", []):
-                    yield ObjectInfo(entry["Key"][cut:], entry["Size"], entry["LastModified"])
-                if not page.get("IsTruncated"):
-                    return
-                token = {"ContinuationToken": page["NextContinuationToken"]}
+        for page in self._pages(f"listing {under or 'the bucket'}", self.client.list_objects_v2, under, _OF_OBJECTS):
+            for entry in page.get("Contents", []):
+                yield ObjectInfo(self._path(entry["Key"]), entry["Size"], entry["LastModified"])
 
     def folders(self, under: str) -> Iterator[str]:
         """Names of the folders directly below ``under`` (which ends in ``/`` or is empty)."""
-        key = self.key(under)
-        with self._errors(f"listing {under}"):
-            pages = self.client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.settings.bucket, Prefix=key, Delimiter="/"
-            )
-            for page in pages:
-                for entry in page.get("CommonPrefixes", []):
-                    yield entry["Prefix"][len(key) :].rstrip("/")
+        below = len(self.key(under))
+        for page in self._pages(f"listing {under}", self.client.list_objects_v2, under, _OF_OBJECTS, Delimiter="/"):
+            for entry in page.get("CommonPrefixes", []):
+                yield entry["Prefix"][below:].rstrip("/")
+
+    def _pages(
+        self, doing: str, request: Callable[..., Any], under: str, marks: Mapping[str, str], **options: str
+    ) -> Iterator[dict[str, Any]]:
+        """The answers to a listing; ``marks`` says which words of one answer the next request repeats, and as what."""
+        next_one: dict[str, Any] = {}
+
+        def send() -> dict[str, Any]:
+            page: dict[str, Any] = request(Bucket=self.settings.bucket, Prefix=self.key(under), **options, **next_one)
+            return page
+
+        with self._errors(doing):
+            while True:
+                page = _arrived(send)
+                yield page
+                if not page.get("IsTruncated"):
+                    return
+                next_one = {to: page[word] for word, to in marks.items()}
+
+    def _path(self, key: str) -> str:
+        return key[len(self.key("")) :] if self.prefix else key
 
     def delete(self, paths: Iterable[str]) -> int:
         """Delete objects; those already gone are no error. Returns how many were asked for.
@@ -478,18 +485,18 @@ class Bucket:
 
     def open_uploads(self, under: str = "") -> Iterator[tuple[str, str, datetime]]:
         """Multipart uploads that nobody finished: (path, upload id, when it began)."""
-        cut = len(self.key("")) if self.prefix else 0
-        with self._errors("listing unfinished uploads"):
-            pages = self.client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self.settings.bucket, Prefix=self.key(under)
-            )
+
+        def request(**options: Any) -> Any:
             try:
-                for page in pages:
-                    for entry in page.get("Uploads", []):
-                        yield entry["Key"][cut:], entry["UploadId"], entry["Initiated"]
+                return self.client.list_multipart_uploads(**options)
             except bx.ClientError as error:
-                if error.response.get("Error", {}).get("Code") != "NoSuchUpload":  # rclone's word for none so far
-                    raise
+                if error.response.get("Error", {}).get("Code") == "NoSuchUpload":  # rclone's word for none so far
+                    return {}
+                raise
+
+        for page in self._pages("listing unfinished uploads", request, under, _OF_UPLOADS):
+            for entry in page.get("Uploads", []):
+                yield self._path(entry["Key"]), entry["UploadId"], entry["Initiated"]
 
     def abort_upload(self, path: str, upload_id: str) -> None:
         """Throw away an unfinished multipart upload."""

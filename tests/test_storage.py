@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -175,6 +176,31 @@ def test_two_prefixes_are_two_worlds(s3_env: dict[str, str]) -> None:
     assert list(second.open_uploads()) == []
     first.abort_upload(path, upload)
     assert list(whole.open_uploads()) == []
+
+
+def test_listings_of_many_answers_are_whole(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket, asked = store.bucket, []
+
+    def small(name: str, **limit: int) -> None:
+        request = getattr(bucket.client, name)
+
+        def limited(**options: Any) -> Any:
+            asked.append(name)
+            return request(**options, **limit)
+
+        monkeypatch.setattr(bucket.client, name, limited)
+
+    paths = [f"d{n}/x" for n in range(5)]
+    for path in paths:
+        bucket.put_bytes(path, b"1")
+    begin = functools.partial(bucket.client.create_multipart_upload, Bucket=bucket.settings.bucket)
+    begun = [(path, begin(Key=path)["UploadId"]) for path in ("u1", "u2")]
+    small("list_objects_v2", MaxKeys=2)
+    small("list_multipart_uploads", MaxUploads=1)
+    assert [o.path for o in bucket.list()] == paths
+    assert list(bucket.folders("")) == [f"d{n}" for n in range(5)]
+    assert [(path, upload) for path, upload, _ in bucket.open_uploads()] == begun
+    assert asked == ["list_objects_v2"] * 6 + ["list_multipart_uploads"] * 2
 
 
 # -- objects
