@@ -11,7 +11,7 @@ from cli import manifests
 from cli.checks import Check, Finding, check_clock, fail, ok, warn
 from cli.clusters.base import Component, JobRequest
 from cli.clusters.kubernetes_api import METADATA_ONLY, Access, ApiError, Unreachable, translate
-from cli.clusters.kubernetes_status import conditions, moment, one_line
+from cli.clusters.kubernetes_objects import conditions, moment, one_line
 from cli.image_checks import check_image, is_loopback
 from cli.kustomize import KUEUE, allocatable, kueue_version, quantity, service_namespace
 from jobs.specs import STAGES, ConfigError

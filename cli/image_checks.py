@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from cli.checks import Finding, fail, ok, warn
-from cli.clusters.kubernetes_status import one_line
+from cli.clusters.kubernetes_objects import one_line
 
 
 def is_loopback(host: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cli.clusters.base import Component, JobRequest
-from cli.clusters.kubernetes_status import COMPONENT_LABEL, CONTAINER, PREFIX, QUEUE_LABEL, RUN_LABEL
+from cli.clusters.kubernetes_objects import COMPONENT_LABEL, CONTAINER, PREFIX, QUEUE_LABEL, RUN_LABEL
 from jobs import __version__
 from jobs.specs import ConfigError, SpecError
 

@@ -25,18 +25,19 @@ from jobs import __version__
 from jobs.leases import TTL as LEASE_TTL
 from jobs.leases import Lease, lease_name
 from jobs.manifest import MANIFEST, FileEntry, Manifest, safe_path
+from jobs.s3 import S3Settings, without_signatures
 from jobs.specs import (
     ID_LENGTH,
     KINDS,
-    BugurtError,
     DataError,
     Interrupted,
     NotFoundError,
     TemporaryError,
     describe,
 )
-from jobs.storage import Bucket, ObjectInfo, S3Settings, without_signatures
-from jobs.streams import MIB, Ranges, UploadStream, open_source
+from jobs.storage import Bucket, ObjectInfo
+from jobs.streams import MIB, UploadStream, open_source
+from jobs.verified import Verified, twice, verify
 
 __all__ = [
     "LEASE_TTL",
@@ -168,12 +169,12 @@ class ArtifactStore:
 
         def look_again() -> None:
             with self.bucket.ranges(key, entry.size) as ranges:
-                verified = _Verified(ranges, entry, where)
+                verified = Verified(ranges, entry, where)
                 while verified.next():
                     pass
 
         ranges = self.bucket.ranges(key, entry.size, ahead=1, at_once=False)
-        return open_source(_Reading(_Verified(ranges, entry, where, look_again), self, ref, entry))
+        return open_source(_Reading(Verified(ranges, entry, where, look_again), self, ref, entry))
 
     def read(self, ref: str, entry: FileEntry, *, max_size: int = 256 * MIB) -> bytes:
         """A file's bytes, verified. Raises DataError when it is larger than ``max_size`` bytes."""
@@ -183,11 +184,11 @@ class ArtifactStore:
 
         def fetch() -> bytes:
             data = self.bucket.get_bytes(key, max_size=max_size)
-            _verify(hashlib.sha256(data).hexdigest(), len(data), entry, self.bucket.url(key))
+            verify(hashlib.sha256(data).hexdigest(), len(data), entry, self.bucket.url(key))
             return data
 
         with self.reading(ref, entry):
-            return _twice(fetch)
+            return twice(fetch)
 
     @contextlib.contextmanager
     def reading(self, ref: str, entry: FileEntry) -> Iterator[None]:
@@ -223,14 +224,14 @@ class ArtifactStore:
                 def attempt() -> None:
                     key = self.key_of(ref, entry)
                     with part.open("wb") as file, self.bucket.ranges(key, entry.size) as ranges:
-                        verified = _Verified(ranges, entry, self.bucket.url(key))
+                        verified = Verified(ranges, entry, self.bucket.url(key))
                         while data := verified.next():
                             file.write(data)
                             advance(len(data))
 
                 try:
                     with self.reading(ref, entry):
-                        _twice(attempt)
+                        twice(attempt)
                     part.replace(target)
                 finally:
                     part.unlink(missing_ok=True)
@@ -292,87 +293,10 @@ def _no_artifact(ref: str, bucket: Bucket) -> NotFoundError:
     return NotFoundError(f"there is no artefact {ref} in {bucket.url('')}")
 
 
-class _Damaged(DataError):  # noqa: N818  # as DataError reads to a user
-    """Bytes that are not the manifest's; ``sha256`` tells which they were."""
-
-    def __init__(self, message: str, sha256: str) -> None:
-        super().__init__(message)
-        self.sha256 = sha256
-
-
-def _verify(sha256: str, size: int, entry: FileEntry, where: str) -> None:
-    if (sha256, size) != (entry.sha256, entry.size):
-        raise _Damaged(f"{where} is damaged: its {size} bytes are not the {entry.size} that the manifest names", sha256)
-
-
-def _twice(fetch: Callable[[], T]) -> T:
-    """Bytes that do not verify may have been damaged on the way: that deserves a second try, and only one."""
-    try:
-        return fetch()
-    except NotFoundError:
-        raise
-    except DataError as error:
-        log.warning("%s; reading it once more", error)
-        first = error
-    try:
-        return fetch()
-    except _Damaged as error:
-        raise _judge(first, error) from None
-
-
-def _judge(first: DataError, second: _Damaged) -> BugurtError:
-    """What two damaged readings mean: bytes that differ were damaged on the way, and another try may succeed."""
-    if isinstance(first, _Damaged) and first.sha256 != second.sha256:
-        return TemporaryError(f"{second}; it was read twice, and the bytes differ: they are damaged on the way")
-    return second
-
-
-def _order(entry: FileEntry) -> tuple[bool, str]:
-    """Ancestors' files first, in the order in which they were adopted (oldest first), then the own ones by path."""
-    return (entry.artifact is None, "" if entry.artifact else entry.path)
-
-
-class _Verified:
-    """Ranges that are hashed as they come; the last one is given out only if all of them are the manifest's bytes."""
-
-    def __init__(
-        self, ranges: Ranges, entry: FileEntry, where: str, look_again: Callable[[], None] | None = None
-    ) -> None:
-        """``look_again`` reads everything once more and raises if that is damaged, too."""
-        self._ranges, self._entry, self._where, self._look_again = ranges, entry, where, look_again
-        self._digest = hashlib.sha256()
-        self._size = 0
-
-    def next(self) -> bytes:
-        data = self._ranges.next()
-        self._digest.update(data)
-        self._size += len(data)
-        if self._size >= self._entry.size:
-            try:
-                _verify(self._digest.hexdigest(), self._size, self._entry, self._where)
-            except _Damaged as error:
-                if self._look_again is None:
-                    raise
-                raise self._told(error, self._look_again) from None
-        return data
-
-    @staticmethod
-    def _told(first: _Damaged, look_again: Callable[[], None]) -> BugurtError:
-        """What was given out cannot be taken back; but whether another try is of use can be told."""
-        try:
-            look_again()
-        except _Damaged as second:
-            return _judge(first, second)
-        return TemporaryError(f"{first}; read once more they are right: they were damaged on the way")
-
-    def close(self) -> None:
-        self._ranges.close()
-
-
 class _Reading:
     """A source whose errors tell bad bytes from an artefact that was taken away; see ``ArtifactStore.reading``."""
 
-    def __init__(self, source: _Verified, store: ArtifactStore, ref: str, entry: FileEntry) -> None:
+    def __init__(self, source: Verified, store: ArtifactStore, ref: str, entry: FileEntry) -> None:
         self._source, self._store, self._ref, self._entry = source, store, ref, entry
 
     def next(self) -> bytes:
@@ -381,6 +305,11 @@ class _Reading:
 
     def close(self) -> None:
         self._source.close()
+
+
+def _order(entry: FileEntry) -> tuple[bool, str]:
+    """Ancestors' files first, in the order in which they were adopted (oldest first), then the own ones by path."""
+    return (entry.artifact is None, "" if entry.artifact else entry.path)
 
 
 class ArtifactWriter:

@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from jobs.s3 import without_signatures
 from jobs.specs import BugurtError, DataError, load_json
-from jobs.storage import Bucket, without_signatures
+from jobs.storage import Bucket
 from jobs.streams import MIB
 
 LOG_INTERVAL = 15.0  # seconds between uploads of the log

@@ -8,7 +8,7 @@ artefact ``ctx.ref`` and returns. What a container is told besides its spec come
 - ``BUGURT_STEP``: the folder there where it is not STAGE: a run of several channels has ``scrape-2`` and so on;
 - ``BUGURT_FORCE``: do it again although the artefact is there;
 - ``JOB_COMPLETION_INDEX``: which shard this is, as Kubernetes sets it for Indexed Jobs;
-- ``BUGURT_S3_*``: the bucket (``jobs.storage``).
+- ``BUGURT_S3_*``: the bucket (``jobs.s3``).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic, NoReturn, TypeVar
 
 from jobs import __version__
 from jobs.artifacts import MANIFEST, ArtifactStore, ArtifactWriter, Bucket, Lease, Manifest, S3Settings
 from jobs.reporting import LogShipper, ProgressReporter, configure_logging
+from jobs.signals import Signalled, Signals
 from jobs.specs import (
     RUN_NAME,
     BugurtError,
@@ -52,7 +52,6 @@ from jobs.specs import (
 S = TypeVar("S", bound=StageSpec)
 log = logging.getLogger("bugurt")
 ADHOC = "adhoc"  # the run of a stage that was started by hand
-AGAIN = 0.05  # seconds until a signal that was swallowed comes once more
 
 
 class StageContext(Generic[S]):
@@ -185,71 +184,11 @@ class StageContext(Generic[S]):
             raise Signalled(number)
 
 
-class Signalled(KeyboardInterrupt):
-    """What a signal raises in the main thread, wherever it is.
-
-    A KeyboardInterrupt and no Exception: logging, asyncio and many a library swallow every Exception that comes up
-    in the middle of them, and the signal would be lost.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"interrupted by {signal.Signals(number).name}")
-        self.number = number
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """As argparse does it, but with the exit code that says that trying again is useless."""
         self.print_usage(sys.stderr)
         self.exit(ExitCode.BAD_SPEC, f"{self.prog}: error: {message}\n")
-
-
-class _Signals:
-    """SIGTERM and SIGINT, from a process's first moment to its last: none kills it without its exit code.
-
-    ``handler`` decides what they do; without one, Signalled is raised. Once ``ignored`` is set nothing happens.
-    ``raised``: what a signal has raised. Where that comes to nothing, for Python was in a weak reference's callback or
-    in a finaliser, which print whatever is raised in them and go on, the signal comes once more.
-    """
-
-    def __init__(self) -> None:
-        self.ignored = False
-        self.raised: Signalled | None = None
-        self.handler: Callable[[int], None] | None = None
-
-    def install(self) -> None:
-        """From now on."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._arrived)
-        sys.unraisablehook = self._swallowed
-
-    def _swallowed(self, swallowed: sys.UnraisableHookArgs) -> None:
-        if isinstance(swallowed.exc_value, Signalled):
-            self._once_more(swallowed.exc_value.number)
-        else:
-            sys.__unraisablehook__(swallowed)
-
-    def _once_more(self, number: int) -> None:
-        """Not at once, which would be where it comes to nothing; and to the main thread, which may be waiting."""
-        again = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, number))
-        again.daemon = True
-        again.start()
-
-    def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if self.ignored:
-            return
-        while frame is not None:
-            if frame.f_code is _Signals._swallowed.__code__:  # what is raised in there is swallowed, too
-                self._once_more(number)
-                return
-            frame = frame.f_back
-        try:
-            if self.handler is None:
-                raise Signalled(number)
-            self.handler(number)
-        except Signalled as signalled:
-            self.raised = signalled
-            raise
 
 
 def load_spec(spec_type: type[S], text: str, env: Mapping[str, str] = os.environ) -> S:
@@ -368,7 +307,7 @@ class _Process(Generic[S]):
         prepare: Callable[[S], None] | None,
     ) -> None:
         self._spec_type, self._run, self._options, self._prepare = spec_type, run, options, prepare
-        self.signals = _Signals()
+        self.signals = Signals()
         self._debug = options.debug or os.environ.get("BUGURT_DEBUG", "") not in ("", "0")
         self._stage = spec_type.model_fields["stage"].default
         self._workdir: Path | None = None

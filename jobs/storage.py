@@ -1,44 +1,34 @@
-"""An S3 bucket over boto3: settings, objects, transfers, streams, and errors as one sentence each.
+"""An S3 bucket: objects, listings, transfers and streams.
 
 ``jobs.artifacts`` is the door that the rest of the project uses; this module knows nothing of artefacts.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import hashlib
-import io
 import logging
 import mimetypes
 import os
-import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
-import boto3
 import botocore.exceptions as bx
-import botocore.session
 from boto3.exceptions import Boto3Error
 from boto3.s3.transfer import TransferConfig
 from botocore.awsrequest import AWSRequest
-from botocore.config import Config
-from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
 from urllib3.exceptions import HTTPError as UrllibError
 
+from jobs.s3 import FORBIDDEN, MISSING, TRIES, S3Settings, arrived, client_error, connect, translate
 from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
 from jobs.streams import MIB, Ranges, UploadStream, open_source
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
-
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 PART_SIZE = 16 * MIB  # of a multipart transfer; 10,000 parts, S3's limit, then hold 156 GiB
@@ -48,84 +38,10 @@ RANGES_AHEAD = 3  # ranges of a download on their way besides the one that is wa
 SIGNED_FOR = 900  # seconds that a signed address is good for: S3 forgives a clock as much
 SMALL_OBJECT = 64 * MIB  # bound on what is read into memory whole: manifests, progress, logs
 
-_SIGNED = re.compile(r"(X-Amz-(?:Credential|Security-Token|Signature)=)[^&\s\"'<>)]+")
-_MISSING = {"NoSuchKey", "404", "NotFound"}
-_BAD_CREDENTIALS = {
-    "InvalidAccessKeyId",
-    "SignatureDoesNotMatch",
-    "AuthorizationHeaderMalformed",
-    "ExpiredToken",
-    "InvalidToken",
-    "TokenRefreshRequired",
-    "401",
-}
-#: boto3's words for an AWS configuration, profile or sign-on that cannot work, however often it is tried.
-_BAD_SETTINGS = (
-    bx.ProfileNotFound,
-    bx.ConfigNotFound,
-    bx.ConfigParseError,
-    bx.InvalidConfigError,
-    bx.NoRegionError,
-    bx.InvalidRegionError,
-    bx.ParamValidationError,
-    bx.UnknownCredentialError,
-    bx.MissingDependencyException,
-    bx.SSOError,
-    bx.LoginError,
-    bx.NoAuthTokenError,
-    bx.SSLError,
-)
-#: What the server got is not what was sent: damaged or cut off on the way. botocore's XML is well-formed, of names like
-#: ours.
-_DAMAGED = {"BadDigest", "IncompleteBody", "MalformedXML", "XAmzContentSHA256Mismatch"}
+_ONE_BY_ONE = 4  # objects are deleted by requests of their own
 #: Of the two kinds of listing: what an answer calls the place where the next one begins, and what a request does.
 _OF_OBJECTS = {"NextContinuationToken": "ContinuationToken"}
 _OF_UPLOADS = {"NextKeyMarker": "KeyMarker", "NextUploadIdMarker": "UploadIdMarker"}
-_ONE_BY_ONE = 4  # objects are deleted by requests of their own
-_TRIES = 4  # of what botocore does not try again by itself
-_FORBIDDEN = {"AccessDenied", "403", "Forbidden", "AllAccessDisabled", "AccountProblem"}
-
-
-@dataclass(frozen=True)
-class S3Settings:
-    """Where the bucket is. Unset values are boto3's own: the AWS environment, profile or instance role."""
-
-    bucket: str
-    prefix: str = ""
-    endpoint: str | None = None
-    region: str | None = None
-    profile: str | None = None
-    path_style: bool | None = None
-    ca_bundle: str | None = None
-    access_key_id: str | None = field(default=None, repr=False)
-    secret_access_key: str | None = field(default=None, repr=False)
-    session_token: str | None = field(default=None, repr=False)
-
-    @classmethod
-    def from_env(cls, env: Mapping[str, str] = os.environ) -> S3Settings:
-        """Read ``BUGURT_S3_*``. Raises ConfigError when no bucket is named or a value makes no sense."""
-
-        def get(name: str) -> str | None:
-            return env.get(f"BUGURT_S3_{name}") or None
-
-        bucket = get("BUCKET")
-        if not bucket:
-            raise ConfigError("no bucket is set: name one in BUGURT_S3_BUCKET or in bugurt.toml ([s3] bucket)")
-        style = (get("PATH_STYLE") or "").lower()
-        if style not in ("", "0", "1", "true", "false", "yes", "no"):
-            raise ConfigError(f"BUGURT_S3_PATH_STYLE must be true or false, not {style!r}")
-        return cls(
-            bucket=bucket,
-            prefix=get("PREFIX") or "",
-            endpoint=get("ENDPOINT"),
-            region=get("REGION"),
-            profile=get("PROFILE"),
-            path_style=style in ("1", "true", "yes") if style else None,
-            ca_bundle=get("CA_BUNDLE"),
-            access_key_id=get("ACCESS_KEY_ID"),
-            secret_access_key=get("SECRET_ACCESS_KEY"),
-            session_token=get("SESSION_TOKEN"),
-        )
 
 
 @dataclass(frozen=True)
@@ -137,71 +53,6 @@ class ObjectInfo:
     modified: datetime
 
 
-def translate(error: BaseException, doing: str, settings: S3Settings, *, connected: bool = True) -> BugurtError:
-    """Turn what boto3 and s3transfer raise into one sentence with the right exit code."""
-    cause: BaseException | None = error
-    if isinstance(error, Boto3Error):  # upload_file and download_file wrap the real one
-        cause = error.__cause__ or error.__context__ or error
-    if isinstance(cause, bx.ClientError):
-        return _client_error(cause, doing, settings)
-    where = settings.endpoint or "AWS S3"
-    if isinstance(cause, bx.NoCredentialsError | bx.PartialCredentialsError | bx.CredentialRetrievalError):
-        what = "no S3 credentials were found" if isinstance(cause, bx.NoCredentialsError) else _one_line(cause)
-        return ConfigError(
-            f"{doing}: {what}; set BUGURT_S3_ACCESS_KEY_ID and "
-            "BUGURT_S3_SECRET_ACCESS_KEY, or the AWS environment or profile"
-        )
-    if isinstance(cause, bx.ParamValidationError) and "bucket name" in str(cause):
-        return ConfigError(
-            f"{doing}: {settings.bucket[:80]!r} cannot be a bucket's name (Latin letters, digits, dots and hyphens); "
-            "look at BUGURT_S3_BUCKET"
-        )
-    if isinstance(cause, _BAD_SETTINGS):
-        return ConfigError(f"{doing}: {_one_line(cause)}")
-    if isinstance(cause, ValueError | bx.EndpointProviderError):  # an endpoint or a bucket name that is none
-        if connected and isinstance(cause, ValueError):  # a time or a number in an answer
-            return TemporaryError(f"{doing}: {where} gave an answer that cannot be read: {_one_line(cause)}; try again")
-        return ConfigError(f"{doing}: {_one_line(cause)}; look at BUGURT_S3_ENDPOINT and BUGURT_S3_BUCKET")
-    if isinstance(cause, bx.EndpointConnectionError | bx.ConnectTimeoutError | bx.ProxyConnectionError):
-        return TemporaryError(f"{doing}: cannot reach the S3 server at {where}; is it up, and the address right?")
-    return TemporaryError(f"{doing}: the transfer to {where} failed: {_one_line(cause)}")
-
-
-def _one_line(error: BaseException | None) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _client_error(error: bx.ClientError, doing: str, settings: S3Settings) -> BugurtError:
-    code = str(error.response.get("Error", {}).get("Code", ""))
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    where = settings.endpoint or "AWS S3"
-    if code == "NoSuchBucket":
-        return ConfigError(
-            f"{doing}: bucket {settings.bucket!r} does not exist at {where}; create it or set BUGURT_S3_BUCKET"
-        )
-    if code == "NoSuchUpload":  # it was finished or thrown away, by a request whose answer was lost perhaps
-        return TemporaryError(f"{doing}: {where} does not know the upload (any more); try again")
-    if code in _MISSING or status == 404:
-        return NotFoundError(f"{doing}: not in bucket {settings.bucket!r}")
-    if code in _BAD_CREDENTIALS or status == 401:
-        return ConfigError(f"{doing}: {where} refuses the S3 credentials ({code}); check the access key and secret")
-    if code == "RequestTimeTooSkewed":
-        return ConfigError(f"{doing}: this machine's clock is too far from that of {where}; set it right")
-    if code in _FORBIDDEN or status == 403:
-        return ConfigError(
-            f"{doing}: {where} denies access to bucket {settings.bucket!r} ({code}); check the key and its policy"
-        )
-    if code in ("InvalidBucketName", "PermanentRedirect", "IllegalLocationConstraintException"):
-        return ConfigError(f"{doing}: {_one_line(error)}; check bucket, region and endpoint")
-    if code == "InvalidRange":
-        return DataError(f"{doing}: the object is shorter than it should be")
-    if code in ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage") or status == 507:
-        return TemporaryError(f"{doing}: the storage behind {where} is full; free some space and try again")
-    # All that rclone's server says of a full disk, and of other troubles of its own.
-    hint = "; is the server's disk full?" if code == "InternalError" else ""
-    return TemporaryError(f"{doing}: {where} answered {code or status}: {_one_line(error)}{hint}")
-
-
 class Bucket:
     """Objects under one prefix of one bucket. Paths are relative to the prefix. Safe to use from threads."""
 
@@ -211,7 +62,7 @@ class Bucket:
         self.prefix = settings.prefix.strip("/")
         self._concurrency = max_concurrency = max_concurrency or _file_parts()
         with self._errors("connecting", connected=False):
-            self.client = self._connect()
+            self.client = connect(settings, max(16, 2 * self._concurrency))
         self._transfer = TransferConfig(
             multipart_threshold=PART_SIZE, multipart_chunksize=PART_SIZE, max_concurrency=max_concurrency
         )
@@ -219,64 +70,6 @@ class Bucket:
             multipart_threshold=PART_SIZE, multipart_chunksize=PART_SIZE, max_concurrency=STREAM_PARTS
         )
         self._stream_transfer.max_in_memory_upload_chunks = STREAM_PARTS
-
-    def _connect(self) -> S3Client:
-        s = self.settings
-        addressing: Any = None  # boto3's own choice, or that of the AWS configuration file
-        if s.path_style is not None:
-            addressing = {"addressing_style": "path" if s.path_style else "virtual"}
-        elif s.endpoint:
-            addressing = {"addressing_style": "path"}  # few servers but AWS answer to bucket names as host names
-        config = Config(
-            signature_version="s3v4",
-            s3=addressing,
-            retries={"mode": "standard", "total_max_attempts": 8},
-            connect_timeout=10,
-            read_timeout=60,
-            max_pool_connections=max(16, 2 * self._concurrency),
-            # Other servers answer ranged reads with the whole object's checksum; manifests verify instead.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        core = botocore.session.get_session()
-        core.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_moment)
-        session = boto3.session.Session(botocore_session=core, profile_name=s.profile)
-        region = s.region or session.region_name or ("us-east-1" if s.endpoint else None)
-        client = session.client(
-            "s3",
-            endpoint_url=s.endpoint,
-            region_name=region,
-            aws_access_key_id=s.access_key_id,
-            aws_secret_access_key=s.secret_access_key,
-            aws_session_token=s.session_token,
-            verify=s.ca_bundle,
-            config=config,
-        )
-        known: Any = client.meta.config
-        unhashed: Any = {**(known.s3 or {}), "payload_signing_enabled": False}
-        bare = known.merge(Config(s3=unhashed))
-
-        def vouch(params: dict[str, Any], context: dict[str, Any], **rest: Any) -> None:
-            """Send the body's digest along; of files and parts of files it is the only one.
-
-            Without TLS botocore would read a body once more, for a SHA-256 to be signed. The digest is a header,
-            which is signed, too, and the manifest has the SHA-256 of the whole file, so large bodies go without, as
-            they do under TLS. What is in memory (manifests, progress) is small and keeps it, and so do requests
-            without a digest, such as the one that ends an upload.
-            """
-            if not isinstance(params["body"], bytes | bytearray | io.BytesIO):
-                context["client_config"] = bare
-            _add_digest(params)
-
-        def regional(context: dict[str, Any], **rest: Any) -> None:
-            """Sign addresses for the host that all else is asked of. By itself boto3 takes S3's global one, which not
-            every network lets through, and which some regions are not reached by."""
-            context["use_global_endpoint"] = False
-
-        client.meta.events.register("provide-client-params.s3.GetObject", regional)
-        for operation in ("PutObject", "UploadPart"):
-            client.meta.events.register(f"before-call.s3.{operation}", vouch)
-        return client
 
     @contextlib.contextmanager
     def _errors(self, doing: str, *, connected: bool = True) -> Iterator[None]:
@@ -316,7 +109,7 @@ class Bucket:
     def _read(self, path: str, max_size: int, seen: set[str]) -> bytes:
         """``seen``: digests of what has been read of it already."""
         with self._errors(f"reading {path}"):
-            for attempt in range(_TRIES):
+            for attempt in range(TRIES):
                 try:
                     answer = self.client.get_object(Bucket=self.settings.bucket, Key=self.key(path))
                     if answer["ContentLength"] > max_size:
@@ -324,7 +117,7 @@ class Bucket:
                         raise DataError(f"{self.url(path)} has more than {max_size} bytes; it is not ours")
                     data = answer["Body"].read()
                 except (bx.IncompleteReadError, bx.ResponseStreamingError, bx.ReadTimeoutError, OSError):
-                    if attempt == _TRIES - 1:  # botocore retries the request, but not the reading of the body
+                    if attempt == TRIES - 1:  # botocore retries the request, but not the reading of the body
                         raise
                     continue
                 # Most servers' ETag is the MD5 of a small object. Where it is something else (encrypted objects),
@@ -375,7 +168,7 @@ class Bucket:
     def put_bytes(self, path: str, data: bytes, *, content_type: str | None = None) -> None:
         """Write a small object."""
         with self._errors(f"writing {path}"):
-            _arrived(
+            arrived(
                 lambda: self.client.put_object(
                     Bucket=self.settings.bucket,
                     Key=self.key(path),
@@ -390,7 +183,7 @@ class Bucket:
             try:
                 answer = self.client.head_object(Bucket=self.settings.bucket, Key=self.key(path))
             except bx.ClientError as error:
-                if isinstance(_client_error(error, "", self.settings), NotFoundError):
+                if isinstance(client_error(error, "", self.settings), NotFoundError):
                     return None
                 raise
             return ObjectInfo(path, answer["ContentLength"], answer["LastModified"])
@@ -420,7 +213,7 @@ class Bucket:
 
         with self._errors(doing):
             while True:
-                page = _arrived(send)
+                page = arrived(send)
                 yield page
                 if not page.get("IsTruncated"):
                     return
@@ -442,14 +235,14 @@ class Bucket:
             left = set(batch)
             batch.clear()
             if len(left) > _ONE_BY_ONE:
-                answer = _arrived(
+                answer = arrived(
                     lambda: self.client.delete_objects(
                         Bucket=self.settings.bucket, Delete={"Objects": [{"Key": self.key(p)} for p in sorted(left)]}
                     )
                 )
-                failed = [e for e in answer.get("Errors", []) if e.get("Code") not in _MISSING]
+                failed = [e for e in answer.get("Errors", []) if e.get("Code") not in MISSING]
                 if failed:
-                    kind = ConfigError if failed[0].get("Code") in _FORBIDDEN else TemporaryError
+                    kind = ConfigError if failed[0].get("Code") in FORBIDDEN else TemporaryError
                     raise kind(f"deleting {failed[0].get('Key')}: {failed[0].get('Message') or failed[0].get('Code')}")
                 told = {e.get("Key") for e in (*answer.get("Deleted", []), *answer.get("Errors", []))}
                 left = {p for p in left if self.key(p) not in told}
@@ -508,7 +301,7 @@ class Bucket:
     def upload_file(self, local: Path, path: str, progress: Callable[[int], None] | None = None) -> None:
         """Upload a file, in parallel parts when it is large. ``progress`` gets bytes as they go out."""
         with self._errors(f"uploading {path}"):
-            _arrived(
+            arrived(
                 lambda: self.client.upload_file(
                     str(local),
                     self.settings.bucket,
@@ -578,59 +371,6 @@ def _file_parts() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     least, most = FILE_PARTS
     return max(least, min(most, 2 * cores))
-
-
-def _add_digest(params: dict[str, Any]) -> None:
-    """Send the body's MD5 along, which every S3 server checks: what it keeps is then what was sent.
-
-    Signed hashes of bodies would not do: not every server compares them with what came.
-    """
-    body = params["body"]
-    digest = hashlib.md5(usedforsecurity=False)
-    if isinstance(body, bytes | bytearray):
-        digest.update(body)
-    else:
-        start = body.tell()
-        while chunk := body.read(MIB):
-            digest.update(chunk)
-        body.seek(start)
-    params["headers"]["Content-MD5"] = base64.b64encode(digest.digest()).decode("ascii")
-
-
-def _moment(value: Any) -> datetime:
-    """A time in an answer. botocore's own way reads dates of any form, and takes more than the rest of a listing."""
-    if isinstance(value, str) and value.endswith("Z"):
-        with contextlib.suppress(ValueError):
-            return datetime.fromisoformat(value)
-    found: datetime = DEFAULT_TIMESTAMP_PARSER(value)
-    return found
-
-
-def _arrived(send: Callable[[], T]) -> T:
-    """Send it, and again when it or its answer was damaged on the way, which botocore does not count among what passes.
-
-    Of answers it tries again those that are no XML, but not those with a time that is none: they are a ValueError.
-    """
-    for attempt in range(_TRIES):
-        try:
-            return send()
-        except ValueError as error:
-            if attempt == _TRIES - 1:
-                raise
-            log.warning("asking again: %s", _one_line(error))
-        except (bx.ClientError, Boto3Error) as error:
-            cause = error if isinstance(error, bx.ClientError) else error.__cause__ or error.__context__
-            code = cause.response.get("Error", {}).get("Code") if isinstance(cause, bx.ClientError) else None
-            if attempt == _TRIES - 1 or not (code in _DAMAGED or code == "NoSuchUpload"):
-                raise
-            log.warning("sending it again: %s", _one_line(cause))
-    raise AssertionError("unreachable")
-
-
-def without_signatures(text: str) -> str:
-    """A text without what would let others use a signed address in it: libraries name one whole where something is
-    wrong with the answer."""
-    return _SIGNED.sub(r"\1[redacted]", text)
 
 
 def content_type_of(path: str) -> str:

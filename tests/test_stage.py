@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 
 from jobs.artifacts import ArtifactStore
+from jobs.signals import Signals
 from jobs.specs import BugurtError, ConfigError, ExitCode, Interrupted, NotFoundError, ScrapeSpec, SpecError
-from jobs.stage import StageContext, _Signals, explain, load_spec
+from jobs.stage import StageContext, explain, load_spec
 from tests.conftest import S3Server, StageResult, stage_env
 from tests.s3_faults import faulty_s3
 from tests.sample_stage import SampleSpec
@@ -327,7 +328,7 @@ def test_a_signal_that_comes_while_an_error_is_told_of_comes_once_more(monkeypat
     monkeypatch.setattr(sys, "__unraisablehook__", lambda _: signal.raise_signal(signal.SIGTERM))
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     came = threading.Event()
-    signals = _Signals()
+    signals = Signals()
     signals.handler = lambda number: came.set()
     signals.install()
     try:

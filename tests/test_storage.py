@@ -23,8 +23,9 @@ from botocore.parsers import DEFAULT_TIMESTAMP_PARSER
 from moto.server import ThreadedMotoServer
 
 from jobs.artifacts import ArtifactStore
+from jobs.s3 import S3Settings, _moment, translate
 from jobs.specs import BugurtError, ConfigError, DataError, ExitCode, NotFoundError, TemporaryError
-from jobs.storage import Bucket, S3Settings, _moment, content_type_of, translate
+from jobs.storage import Bucket, content_type_of
 from tests.conftest import S3Server
 from tests.s3_faults import FaultyS3, faulty_s3, retry_without_pauses
 
@@ -448,7 +449,7 @@ def test_times_in_answers_mean_what_botocore_takes_them_for(text: str) -> None:
 
 def test_the_times_of_a_listing_are_read_the_quick_way(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store.bucket.put_bytes("a", b"x")
-    monkeypatch.setattr("jobs.storage.DEFAULT_TIMESTAMP_PARSER", lambda value: pytest.fail(f"the slow way: {value}"))
+    monkeypatch.setattr("jobs.s3.DEFAULT_TIMESTAMP_PARSER", lambda value: pytest.fail(f"the slow way: {value}"))
     (info,) = store.bucket.list("a")
     assert abs((info.modified - datetime.now(UTC)).total_seconds()) < 60
 

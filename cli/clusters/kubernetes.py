@@ -28,7 +28,8 @@ from cli.clusters.kubernetes_api import (
     fail,
 )
 from cli.clusters.kubernetes_logs import follow_logs, read_logs
-from cli.clusters.kubernetes_status import PREFIX, QUEUE_LABEL, job_state, job_status
+from cli.clusters.kubernetes_objects import PREFIX, QUEUE_LABEL
+from cli.clusters.kubernetes_status import job_state, job_status
 from cli.kustomize import KUEUE, kueue_version
 from cli.settings import Settings
 from jobs.specs import ConfigError, Interrupted, SpecError, TemporaryError

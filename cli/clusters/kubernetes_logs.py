@@ -17,7 +17,8 @@ from typing import Any
 
 from cli.clusters.base import LogLine
 from cli.clusters.kubernetes_api import Api, ApiError, Stream, Unreachable
-from cli.clusters.kubernetes_status import CONTAINER, job_state
+from cli.clusters.kubernetes_objects import CONTAINER
+from cli.clusters.kubernetes_status import job_state
 from jobs.specs import BugurtError
 
 Object = dict[str, Any]

@@ -24,7 +24,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from cli.clusters.kubernetes_api import APPLY_PATCH, ApiError
-from cli.clusters.kubernetes_status import COMPONENT_LABEL, QUEUE_LABEL, conditions
+from cli.clusters.kubernetes_objects import COMPONENT_LABEL, QUEUE_LABEL, conditions
 from cli.kustomize import quantity
 from jobs.specs import BugurtError
 from tests.cli.admission import job_errors, pod_errors, restricted_errors

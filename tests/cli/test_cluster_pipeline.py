@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from jobs.storage import Bucket, S3Settings
+from jobs.s3 import S3Settings
+from jobs.storage import Bucket
 from tests.cli.api_server import ApiServer, serve
 from tests.cli.fake_kubernetes import ACCOUNT, STILL_AT_WORK, ControlPlane, Task
 from tests.conftest import ROOT

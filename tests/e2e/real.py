@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from cli.clusters.kubernetes_api import Access, ApiError, HttpApi, Unreachable, connect
-from cli.clusters.kubernetes_status import conditions
+from cli.clusters.kubernetes_objects import conditions
 from cli.commands.install import apply_all
 from cli.kustomize import objects
 from jobs import __version__
