@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -17,6 +17,7 @@ from jobs.specs import (
     MAKES,
     SPECS,
     STAGE_VERSIONS,
+    STAGES,
     RunSpec,
     ScrapeSpec,
     SpecError,
@@ -121,6 +122,22 @@ def build_run(
     _check_names(specs)
     specs["also"] = tuple(parse_spec(ScrapeSpec, fields, "scrape") for fields in others)
     return parse_spec(RunSpec, specs, "the run")
+
+
+def mistakes(settings: Settings) -> Iterator[str]:
+    """What the stages' sections of the settings hold that no run can be made of: one sentence for each section."""
+    sections: dict[str, dict[str, Any]] = {stage: dict(getattr(settings, stage)) for stage in STAGES}
+    right: dict[str, Any] = {}
+    for stage in STAGES:
+        try:
+            right[stage] = _checked(settings, stage, sections[stage])
+        except SpecError as error:
+            yield str(error)
+    try:
+        _agree(sections["preprocess"], sections["train"])
+        _check_names(right)
+    except SpecError as error:
+        yield str(error)
 
 
 def _checked(settings: Settings, stage: StageName, fields: dict[str, Any]) -> StageSpec:

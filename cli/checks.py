@@ -86,7 +86,8 @@ def machine_checks(settings: Settings) -> list[tuple[str, Check]]:
 
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
-    """Which settings hold."""
+    """Which settings hold, and whether a run can be made of them."""
+    from cli.assemble import mistakes
     from cli.options import OPTIONS
 
     file = OPTIONS.config or settings.root / "bugurt.toml"
@@ -94,6 +95,8 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
         yield ok("settings", f"{file}, cluster kind {settings.cluster.kind}")
     else:
         yield warn("settings", f"no bugurt.toml: defaults, cluster kind {settings.cluster.kind}", "bugurt init")
+    for sentence in mistakes(settings):
+        yield fail("settings", sentence)
 
 
 def check_python() -> Iterator[Finding]:

@@ -423,6 +423,32 @@ def test_doctor_of_one_machine(tmp_path: Path, s3_env: dict[str, str], monkeypat
     assert "cluster" not in names
 
 
+def test_doctor_names_what_no_run_can_be_made_of(
+    tmp_path: Path, s3_env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in s3_env.items():
+        monkeypatch.setenv(name, value)
+
+    def settings(text: str) -> list[tuple[str, str]]:
+        (tmp_path / "bugurt.toml").write_text(text, encoding="utf-8")
+        found = json.loads(run("doctor", "--json").stdout)
+        return [(f["result"], f["text"]) for f in found if f["check"] == "settings"][1:]
+
+    assert settings("[train]\nepochs = 3\n[scrape]\nlimit = 10\n") == []
+    wrong = settings(
+        '[scrape]\nlimit = -1\n[train]\nepochs = -3\n[preprocess]\nprofile = "none"\n[generate]\nfoo = 1\n'
+    )
+    assert [result for result, _ in wrong] == ["fail"] * 4
+    for sentence, words in zip(
+        (t for _, t in wrong), ("scrape: limit", "train: epochs", "foo", "profile"), strict=True
+    ):
+        assert words in sentence
+    ((result, text),) = settings('[train]\nmodel = "scratch:tiny"\n[preprocess]\nmodel = "scratch:small"\n')
+    assert result == "fail"
+    assert "must be the same" in text
+
+
 def test_nothing_heavy_is_imported_for_help() -> None:
     code = (
         "import sys, cli.commands.doctor, cli.commands.install\n"
