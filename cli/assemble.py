@@ -135,6 +135,9 @@ def mistakes(settings: Settings) -> Iterator[str]:
             yield str(error)
     try:
         _agree(sections["preprocess"], sections["train"])
+    except SpecError as error:
+        yield str(error)
+    try:
         _check_names(right)
     except SpecError as error:
         yield str(error)

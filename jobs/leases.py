@@ -13,16 +13,18 @@ before the storage may set it by another clock. This machine's own clock is of n
 A holder that was out of touch for long (a dead network, a suspended machine) may have been judged dead meanwhile,
 so it asks before it goes on: ``ensure``.
 
-Claims are written and removed by a thread that does one after the other. A signal, which is raised in the main thread,
-breaks off its waiting but no request: else a claim could arrive behind the request that was to remove it, and a
-removal never.
+A thread of the lease's own writes, renews and removes claims, one after the other. A signal, which is raised in the
+main thread, breaks off its waiting but no request: else a claim could arrive behind the request that was to remove it,
+and a removal never.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import queue
 import random
 import re
 import socket
@@ -30,7 +32,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +44,7 @@ log = logging.getLogger(__name__)
 
 TTL = 60.0  # seconds without a sign of life after which a claim is dead
 LATE = 0.75  # of that time: from here on a holder is not sure of its claim any more
-PATIENCE = 10.0  # seconds to wait for a claim's removal, before the bucket is taken to be away
+PATIENCE = 20.0  # seconds to wait for a claim's removal, before the bucket is taken to be away
 
 
 def _process_start(pid: int) -> str | None:
@@ -87,10 +89,13 @@ class Lease:
         ).encode()
         self._stop = threading.Event()
         self.lost = threading.Event()
-        self._writes = ThreadPoolExecutor(1, thread_name_prefix="lease")
-        self._written: set[str] = set()  # the paths of claims that may be there
-        self._thread: threading.Thread | None = None
-        self._renewing = threading.Lock()
+        self._held = False
+        self._written: set[str] = set()  # the paths of claims of ours that may be there
+        self._thread = threading.Thread(target=self._serve, name="lease", daemon=True)
+        self._asked: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        self._asking = threading.Lock()
+        self._ended = False  # nobody is answered any more
+        self._gone = threading.Event()  # nor is any claim there, if the bucket could be reached
         self._renewed = time.monotonic()
         self._date: datetime | None = None  # the server's Date when the own claim was written
         self._skew: timedelta | None = None  # by which the Date is ahead of the clock that dates claims
@@ -98,28 +103,93 @@ class Lease:
     def _new_path(self) -> str:
         return f"{self._folder}{uuid.uuid4().hex}.json"
 
-    def _put(self) -> None:
-        """Write the own claim."""
-        self._renewed = time.monotonic()
-        self._writes.submit(self._claim).result()
+    # -- the lease's thread
+
+    def _ask(self, call: Callable[[], None]) -> Future[None]:
+        """Let the thread call it, behind all that it was asked for before. Raises LeaseLostError once it has ended."""
+        answer: Future[None] = Future()
+        with self._asking:
+            if self._ended:
+                raise self._given_back()
+            self._asked.put((call, answer))
+        return answer
+
+    def _serve(self) -> None:
+        while not self._ended:
+            try:
+                call, answer = self._asked.get(timeout=self._ttl / 4)
+            except queue.Empty:
+                self._keep()
+                continue
+            try:
+                call()
+            except BaseException as error:
+                answer.set_exception(error)
+            else:
+                answer.set_result(None)
+        while not self._asked.empty():
+            self._asked.get()[1].set_exception(self._given_back())
+        self._gone.set()
+
+    def _claim(self, path: str) -> None:
+        """Write an own claim."""
+        began = time.monotonic()
+        self._written.add(path)
+        self._bucket.put_bytes(path, self._body)
+        self._path, self._renewed = path, began
         self._date = self._bucket.server_time()
         self._skew = None
 
-    def _claim(self) -> None:
-        if not self._stop.is_set():  # else it would stay there
-            self._written.add(self._path)
-            self._bucket.put_bytes(self._path, self._body)
+    def _withdraw(self) -> None:
+        """Remove whatever claims of ours there may be."""
+        self._bucket.delete(self._written)
+        self._written.clear()
 
-    def _withdraw(self) -> Future[None]:
-        """Remove whatever claims of this lease there may be, behind all that was asked for before."""
+    def _end(self) -> None:
+        with self._asking:
+            self._ended = True
+        try:
+            self._withdraw()
+        except BugurtError as error:
+            log.warning("could not give the lease back, it will expire: %s", error)
 
-        def remove() -> None:
-            self._bucket.delete(self._written)
-            self._written.clear()
+    def _renew(self) -> None:
+        """Show a sign of life, or find out that the lease is lost."""
+        if self._stop.is_set() or self.lost.is_set():
+            return
+        if self._bucket.head(self._path) is None:  # judged dead and removed
+            self.lost.set()
+            return
+        # While a machine is suspended its own clocks stand still, but not the server's.
+        age = (self._bucket.server_time() - self._date).total_seconds() if self._date else 0.0
+        if max(age, time.monotonic() - self._renewed) <= self._ttl * LATE:
+            self._claim(self._path)
+            return
+        # Somebody may be about to remove this claim. A new one follows the rule for everybody: it holds only if no
+        # other is there.
+        before = self._path
+        self._claim(self._new_path())
+        there, others = self._look()
+        if others or not there:
+            self.lost.set()
+            self._withdraw()
+            return
+        self._bucket.delete([before])
+        self._written.discard(before)
 
-        return self._writes.submit(remove)
+    def _keep(self) -> None:
+        if not self._held or self.lost.is_set():
+            return
+        try:
+            self._renew()
+        except Exception as error:  # whoever asks `ensure` meets it again, and a thread that ends answers nobody
+            log.warning("could not renew the lease: %s", error)
+        if self.lost.is_set():  # whoever asks `ensure` says so in its own words, and those come last
+            log.debug("the lease %s was lost", self._folder.rstrip("/"))
 
-    def _look(self, *ours: str) -> tuple[bool, list[ObjectInfo]]:
+    # -- everybody's
+
+    def _look(self) -> tuple[bool, list[ObjectInfo]]:
         """Whether the own claim is there, and the living claims that are not ours; dead ones are removed."""
         # What lies deeper belongs to leases of other names, such as those of an artefact's shards.
         claims = [c for c in self._bucket.list(self._folder) if "/" not in c.path[len(self._folder) :]]
@@ -128,7 +198,7 @@ class Lease:
             self._skew = self._date - own.modified
         living: list[ObjectInfo] = []
         dead: list[ObjectInfo] = []
-        others = [c for c in claims if c.path != self._path and c.path not in ours]
+        others = [c for c in claims if c.path not in self._written]
         now = self._bucket.server_time() - self._skew if others and self._skew is not None else None
         for claim in others:
             expired = now is not None and (now - claim.modified).total_seconds() > self._ttl
@@ -154,15 +224,16 @@ class Lease:
 
     def acquire(self) -> None:
         """Wait for the lease and take it."""
+        self._thread.start()
         told = False
         while True:
             # What others' claims are worth can be told only once an own one has shown the storage's clock.
             if self._date is None or not self._look()[1]:
-                self._put()
+                self._ask(lambda: self._claim(self._path)).result()
                 there, others = self._look()
                 if there and not others:
                     break
-                self._withdraw().result()
+                self._ask(self._withdraw).result()
             others = self._look()[1]
             if others and self._waiting is not None:
                 holder = str(self._read(others[0]).get("holder", "another process"))
@@ -171,8 +242,7 @@ class Lease:
             time.sleep(random.uniform(0.2, 1.0))  # noqa: S311  # breaks the tie; S3 has no events to wait for
         if told:
             log.info("the wait is over")
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
-        self._thread.start()
+        self._held = True
 
     def ensure(self, *, ask: bool = False) -> None:
         """Raise LeaseLostError unless the lease is still ours (and held); ``ask`` the bucket even if there is no doubt.
@@ -180,64 +250,34 @@ class Lease:
         Without a doubt and without ``ask`` this costs nothing, so it can stand before every upload.
         """
         if not self.lost.is_set() and (ask or time.monotonic() - self._renewed > self._ttl * LATE):
-            self._renew()
+            self._ask(self._renew).result()
         if self.lost.is_set():
             raise LeaseLostError(
                 f"the lease {self._folder.rstrip('/')} was lost: this process was out of touch with the bucket for "
                 "too long, and another may be at work on the same thing"
             )
         if self._stop.is_set():  # a thread that is left over from the work it was for
-            raise LeaseLostError(f"the lease {self._folder.rstrip('/')} was given back already")
+            raise self._given_back()
 
-    def _renew(self) -> None:
-        """Show a sign of life, or find out that the lease is lost."""
-        with self._renewing:
-            if self._stop.is_set() or self.lost.is_set():
-                return
-            began = time.monotonic()
-            if self._bucket.head(self._path) is None:  # judged dead and removed
-                self.lost.set()
-                return
-            # While a machine is suspended its own clocks stand still, but not the server's.
-            age = (self._bucket.server_time() - self._date).total_seconds() if self._date else 0.0
-            if max(age, began - self._renewed) <= self._ttl * LATE:
-                self._put()
-            else:
-                # Somebody may be about to remove this claim. A new one follows the rule for everybody: it holds
-                # only if no other is there.
-                before, self._path = self._path, self._new_path()
-                self._put()
-                there, others = self._look(before)
-                if others or not there:
-                    self.lost.set()
-                    self._withdraw().result()
-                    return
-                self._writes.submit(self._bucket.delete, [before]).result()
-            self._renewed = began
-
-    def _keep(self) -> None:
-        while not self._stop.wait(self._ttl / 4) and not self.lost.is_set():
-            try:
-                self._renew()
-            except BugurtError as error:
-                log.warning("could not renew the lease: %s", error)
-        if self.lost.is_set():  # whoever asks `ensure` says so in its own words, and those come last
-            log.debug("the lease %s was lost", self._folder.rstrip("/"))
+    def _given_back(self) -> LeaseLostError:
+        return LeaseLostError(f"the lease {self._folder.rstrip('/')} was given back already")
 
     def release(self) -> None:
         """Give it back; raises nothing but what a signal does, for the claim dies by itself."""
-        self._stop.set()
-        given_back = self._withdraw()
         try:
-            try:
-                given_back.result(PATIENCE)
-            except KeyboardInterrupt:  # a process that ends because of a signal gives its lease back all the same
-                given_back.result(PATIENCE)
-                raise
-        except TimeoutError:
+            self._give_back()
+        except KeyboardInterrupt:  # a process that ends because of a signal gives its lease back all the same
+            self._give_back()
+            raise
+
+    def _give_back(self) -> None:
+        self._stop.set()
+        if not self._thread.is_alive():
+            return  # nothing was claimed, or all is given back
+        with contextlib.suppress(LeaseLostError):  # it was asked to before, and a signal came in the middle of that
+            self._ask(self._end)
+        if not self._gone.wait(PATIENCE):
             log.warning("could not give the lease back, it will expire: the bucket does not answer")
-        except BugurtError as error:
-            log.warning("could not give the lease back, it will expire: %s", error)
 
     def __enter__(self) -> Lease:
         try:

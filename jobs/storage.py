@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
 import mimetypes
 import os
 import secrets
@@ -28,8 +27,6 @@ from urllib3.exceptions import HTTPError as UrllibError
 from jobs.s3 import FORBIDDEN, MISSING, TRIES, S3Settings, arrived, client_error, connect, translate
 from jobs.specs import BugurtError, ConfigError, DataError, NotFoundError, TemporaryError
 from jobs.streams import MIB, Ranges, UploadStream, open_source
-
-log = logging.getLogger(__name__)
 
 PART_SIZE = 16 * MIB  # of a multipart transfer; 10,000 parts, S3's limit, then hold 156 GiB
 FILE_PARTS = (4, 8)  # the least and most parts of a file on their way at a time
@@ -217,7 +214,9 @@ class Bucket:
                 yield page
                 if not page.get("IsTruncated"):
                     return
-                next_one = {to: page[word] for word, to in marks.items()}
+                before, next_one = next_one, {to: page[word] for word, to in marks.items() if page.get(word)}
+                if not next_one or next_one == before:
+                    raise TemporaryError(f"{doing}: the server does not say where its next answer begins; try again")
 
     def _path(self, key: str) -> str:
         return key[len(self.key("")) :] if self.prefix else key

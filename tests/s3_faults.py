@@ -11,6 +11,7 @@
 - ``forged_upload``: as before, and the digest that goes along is that of the changed body;
 - ``clock``: 403 RequestTimeTooSkewed, what a server says to a machine whose clock is wrong;
 - ``stall``: the answer comes after two seconds;
+- ``hold``: the request goes on once ``go`` of the armed fault is set;
 - ``truncate``: the headers promise the whole body, half of it comes, the connection closes;
 - ``corrupt``: the body with one byte changed;
 - ``trickle``: the body in small pieces with pauses.
@@ -64,7 +65,10 @@ def retry_without_pauses() -> None:
 
 @dataclass
 class Fault:
-    """Breaks the next ``times`` requests whose method and target match; ``came`` is set by the first one."""
+    """Breaks the next ``times`` requests whose method and target match; ``came`` is set by the first one.
+
+    ``go``: what a request that is held waits for.
+    """
 
     kind: str
     method: str
@@ -72,6 +76,7 @@ class Fault:
     times: int
     hits: int = 0
     came: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -127,8 +132,8 @@ class FaultyS3:
         with self._lock:
             self.faults.clear()
 
-    def choose(self, method: str, target: str) -> str | None:
-        """What to do to a request; counts it."""
+    def choose(self, method: str, target: str) -> tuple[str | None, threading.Event | None]:
+        """What to do to a request, and what it waits for if it is held; counts it."""
         with self._lock:
             self.requests.append((method, target))
             for fault in self.faults:
@@ -136,11 +141,11 @@ class FaultyS3:
                     fault.hits += 1
                     self.broken.append((fault.kind, method, target))
                     fault.came.set()
-                    return fault.kind
+                    return fault.kind, fault.go
             kind = self.weather(method, target) if self.weather is not None else None
             if kind is not None:
                 self.broken.append((kind, method, target))
-            return kind
+            return kind, None
 
 
 @contextmanager
@@ -186,7 +191,7 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
 
         def _pass(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            kind = proxy.choose(self.command, self.path)
+            kind, go = proxy.choose(self.command, self.path)
             if kind in _OF_UPLOADS:
                 proxy.strike(kind, body)
             elif kind not in _OF_ANSWERS:
@@ -199,6 +204,8 @@ def _handler(proxy: FaultyS3) -> type[BaseHTTPRequestHandler]:
             if kind in _ERRORS:
                 self._refuse(*_ERRORS[kind])
                 return
+            if kind == "hold" and go is not None:
+                go.wait(60)
             if kind == "stall":
                 time.sleep(STALL)  # slowness is the fault itself
             if kind in ("corrupt_upload", "forged_upload") and body:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.leases import Lease, lease_name
-from jobs.specs import Interrupted, TemporaryError
+from jobs.specs import Interrupted, LeaseLostError, TemporaryError
 from jobs.storage import Bucket, ObjectInfo
 from tests.conftest import ROOT, S3Server
 from tests.s3_faults import FaultyS3, faulty_s3, retry_without_pauses
@@ -89,6 +89,45 @@ def test_leaving_by_an_error_gives_it_back(bucket: Bucket) -> None:
     for thread in (t for t in set(threading.enumerate()) - before if t.name == "lease"):
         thread.join(20)  # it was told to end and may not have had its turn yet
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_signal_is_not_lost_while_it_is_given_back(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answers: bool
+) -> None:
+    lease, delete = held(bucket), bucket.delete
+
+    def interrupted(paths: Iterable[str]) -> int:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if not answers:
+            raise TemporaryError("the bucket is out of reach")
+        return delete(paths)
+
+    monkeypatch.setattr(bucket, "delete", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lease.release()
+    assert (claims(bucket) == []) is answers
+    assert ("could not give the lease back, it will expire: the bucket is out of reach" in caplog.text) is not answers
+    lease.release()  # all that could be done was done
+
+
+def test_who_asks_while_it_is_given_back_is_told(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease, delete, begun, go = held(bucket), bucket.delete, threading.Event(), threading.Event()
+
+    def slow(paths: Iterable[str]) -> int:
+        begun.set()
+        assert go.wait(20)
+        return delete(paths)
+
+    monkeypatch.setattr(bucket, "delete", slow)
+    giving = threading.Thread(target=lease.release)
+    giving.start()
+    assert begun.wait(20)
+    with pytest.raises(LeaseLostError, match="given back"):
+        lease.ensure(ask=True)
+    go.set()
+    giving.join(20)
+    assert claims(bucket) == []
 
 
 CONTENDER = """

@@ -386,12 +386,12 @@ def test_a_signal_while_the_lease_is_taken_or_given_back_leaves_no_claim(
 ) -> None:
     """Neither at its end nor once everything has arrived that was on its way when the signal came."""
     with faulty_s3(s3_server.endpoint) as proxy:
-        request = proxy.break_next("stall", method=method, contains="leases/")
+        request = proxy.break_next("hold", method=method, contains="leases/")
         process = stage.start({}, env={"BUGURT_S3_ENDPOINT": proxy.endpoint})
         assert request.came.wait(60)
         process.send_signal(signal.SIGTERM)
+        threading.Timer(2.0, request.go.set).start()  # long after the signal, whatever the machine has to do
         assert finish(process).code == 143
-        assert proxy.struck["stall"] == 1
         assert stage.leftovers() == []
         assert proxy.wait_until_quiet()
     assert stage.leftovers() == []

@@ -16,6 +16,13 @@ log = logging.getLogger(__name__)
 TOLERANCE = 1e-4
 
 
+def counted(output: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows of ``output`` (…, width) whose label counts, and their numbers; ``labels``: one after the other."""
+    kept = (labels != IGNORE).nonzero()[:, 0]
+    rows = output.reshape(-1, output.shape[-1])
+    return (rows if len(kept) == len(rows) else rows.index_select(0, kept)), kept
+
+
 class PlainHead:
     """The model makes its logits itself; the loss is taken of them."""
 
@@ -46,8 +53,8 @@ class ChunkedHead(PlainHead):
 
     def nats(self, output: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         labels = labels.reshape(-1)
-        kept = labels != IGNORE
-        return nats(output.reshape(-1, output.shape[-1])[kept], self.layer.weight, hard(labels[kept]))
+        hidden, kept = counted(output, labels)
+        return nats(hidden, self.layer.weight, hard(labels[kept]))
 
     def release(self) -> None:
         vars(self.layer).pop("forward", None)

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from jobs.train.data import IGNORE, Blocks
-from jobs.train.head import ChunkedHead, PlainHead
+from jobs.train.data import Blocks
+from jobs.train.head import ChunkedHead, PlainHead, counted
 from jobs.train.nats import nats
 from jobs.train.ngrams import Trigrams
 from jobs.train.presets import Settings
@@ -43,9 +43,9 @@ class SoftTargets:
             self._trigrams = self._trigrams.to(labels.device)
         ids, first = inputs["input_ids"], inputs["position_ids"] == 0
         before = ids.roll(1, dims=1).masked_fill(first, self._none).reshape(-1)
-        kept = (labels != IGNORE).nonzero()[:, 0]
+        hidden, kept = counted(output, labels)
         targets = self._trigrams.targets(before[kept], ids.reshape(-1)[kept], labels[kept], self._share)
-        return nats(output.reshape(-1, output.shape[-1])[kept], self._head.layer.weight, targets)
+        return nats(hidden, self._head.layer.weight, targets)
 
 
 def share_of(settings: Settings, blocks: Blocks) -> float:
