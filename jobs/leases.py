@@ -10,12 +10,13 @@ The age of others' claims is measured by the clock that dates them: the time of 
 moment ago, tells what that clock shows. The Date of an answer only tells how much time has gone by since: a proxy
 before the storage may set it by another clock. This machine's own clock is of no account.
 
-A holder that was out of touch for long (a dead network, a suspended machine) may have been judged dead meanwhile,
-so it asks before it goes on: ``ensure``.
+A holder that was out of touch for long (a dead network, a suspended machine) may have been judged dead meanwhile. It
+is in doubt then, says so to whoever asks (``ensure``, ``in_doubt``), and is sure again only by the rule for everybody:
+a new claim, and no other there.
 
-A thread of the lease's own writes, renews and removes claims, one after the other. A signal, which is raised in the
-main thread, breaks off its waiting but no request: else a claim could arrive behind the request that was to remove it,
-and a removal never.
+A thread of the lease's own does all of that, one thing after the other. A signal, which is raised in the main thread,
+breaks off its waiting but no request: else a claim could arrive behind the request that was to remove it, and a
+removal never.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ import contextlib
 import json
 import logging
 import os
-import queue
 import random
 import re
 import socket
@@ -32,19 +32,27 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future
 from datetime import datetime, timedelta
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from types import TracebackType
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from jobs.specs import BugurtError, DataError, LeaseLostError, NotFoundError, load_json
+from jobs.specs import BugurtError, DataError, LeaseLostError, NotFoundError, TemporaryError, load_json
 from jobs.storage import Bucket, ObjectInfo
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 TTL = 60.0  # seconds without a sign of life after which a claim is dead
 LATE = 0.75  # of that time: from here on a holder is not sure of its claim any more
-PATIENCE = 20.0  # seconds to wait for a claim's removal, before the bucket is taken to be away
+PATIENCE = 10.0  # seconds to wait for a claim's removal, before the bucket is taken to be away
+AGAIN = 1.0  # seconds until a removal that failed is tried once more
+
+
+def _clock() -> float:
+    """Seconds that go on while the machine is suspended, where the system has such a clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _process_start(pid: int) -> str | None:
@@ -55,6 +63,18 @@ def _process_start(pid: int) -> str | None:
         return None
 
 
+def _died(pid: int, start: object) -> bool:
+    """Whether a process of this machine is gone, or its number another's. In doubt it lives."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # another user's
+        return False
+    now = _process_start(pid)
+    return None not in (now, start) and now != start
+
+
 def _host() -> str:
     """This machine and process namespace: process numbers of elsewhere mean nothing here."""
     try:
@@ -63,6 +83,16 @@ def _host() -> str:
     except OSError:
         return f"{socket.gethostname()}/unknown-{uuid.uuid4().hex}"
     return f"{socket.gethostname()}/{boot}/{namespace}"
+
+
+_Answer: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None]]"  # a value, or what was raised
+
+
+class _Sign(NamedTuple):
+    """A sign of life: when it was sent, by our clock, and the server's Date behind it."""
+
+    sent: float
+    date: datetime
 
 
 class Lease:
@@ -83,129 +113,246 @@ class Lease:
     ) -> None:
         self._bucket, self._folder, self._ttl = bucket, f"leases/{name}/", ttl
         self._waiting = waiting
-        self._path = self._new_path()
         self._body = json.dumps(
             {"holder": holder, "host": _host(), "pid": os.getpid(), "start": _process_start(os.getpid())}
         ).encode()
-        self._stop = threading.Event()
         self.lost = threading.Event()
-        self._held = False
-        self._written: set[str] = set()  # the paths of claims of ours that may be there
+        self._path = ""  # of the claim by which it is held
+        self._written: set[str] = set()  # of all claims of ours that may be there
+        self._sign: _Sign | None = None  # the last one that leaves no doubt; none before it is held
+        self._skew: timedelta | None = None  # by which the server's Date is ahead of the clock that dates claims
+        # Nothing here is built of Python's own code with locks in it, as conditions are: a signal may come in there.
         self._thread = threading.Thread(target=self._serve, name="lease", daemon=True)
-        self._asked: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        self._asked: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[tuple[Any, BaseException | None]]]] = (
+            SimpleQueue()
+        )
         self._asking = threading.Lock()
+        self._begun = False
+        self._stopped = False  # it is being given back
         self._ended = False  # nobody is answered any more
-        self._gone = threading.Event()  # nor is any claim there, if the bucket could be reached
-        self._renewed = time.monotonic()
-        self._date: datetime | None = None  # the server's Date when the own claim was written
-        self._skew: timedelta | None = None  # by which the Date is ahead of the clock that dates claims
+        self._alive = threading.Lock()  # free once all is given back
+        self._alive.acquire()
 
-    def _new_path(self) -> str:
-        return f"{self._folder}{uuid.uuid4().hex}.json"
+    # -- what everybody may call
 
-    # -- the lease's thread
+    def acquire(self) -> None:
+        """Wait for the lease and take it."""
+        try:
+            self._begun = True
+            self._thread.start()
+            told = False
+            while not self._ask(self._try):
+                others = self._ask(self._others)
+                if others and self._waiting is not None:
+                    holder = str(self._read(others[0]).get("holder", "another process"))
+                    self._waiting(f"waiting: {holder[:200]} is at work on the same thing")
+                    told = True
+                time.sleep(random.uniform(0.2, 1.0))  # noqa: S311  # breaks the tie; S3 has no events to wait for
+            if told:
+                log.info("the wait is over")
+        except BaseException:
+            self.release()
+            raise
 
-    def _ask(self, call: Callable[[], None]) -> Future[None]:
+    @property
+    def in_doubt(self) -> bool:
+        """Whether somebody else may have taken it over by now, or has; the bucket is not asked."""
+        return self.lost.is_set() or self._sign is None or _clock() - self._sign.sent > self._ttl * LATE
+
+    def ensure(self, *, ask: bool = False) -> None:
+        """Raise LeaseLostError unless the lease is still ours (and held); ``ask`` the bucket even if there is no doubt.
+
+        Without a doubt and without ``ask`` this costs nothing, so it can stand before every upload.
+        """
+        if not self.lost.is_set() and (ask or self.in_doubt):
+            self._ask(lambda: self._renew() if ask or self.in_doubt else None)
+        if self.lost.is_set():
+            raise LeaseLostError(
+                f"the lease {self._folder.rstrip('/')} was lost: this process was out of touch with the bucket for "
+                "too long, and another may be at work on the same thing"
+            )
+        if self._stopped:  # a thread that is left over from the work it was for
+            raise self._given_back()
+
+    def release(self) -> None:
+        """Give it back; raises nothing but what a signal does, for the claim dies by itself."""
+        if self._stopped:
+            return
+        try:
+            self._give_back()
+        except KeyboardInterrupt:  # a process that ends because of a signal gives its lease back all the same
+            self._give_back()
+            raise
+
+    def __enter__(self) -> Lease:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    # -- the way to the lease's thread
+
+    def _ask(self, call: Callable[[], T]) -> T:
         """Let the thread call it, behind all that it was asked for before. Raises LeaseLostError once it has ended."""
-        answer: Future[None] = Future()
+        answer: _Answer = SimpleQueue()
+        self._put(call, answer)
+        value, error = answer.get()
+        if error is not None:
+            raise error
+        return value  # type: ignore[no-any-return]
+
+    def _put(self, call: Callable[[], Any], answer: _Answer) -> None:
         with self._asking:
-            if self._ended:
+            if self._ended or not self._begun:
                 raise self._given_back()
             self._asked.put((call, answer))
-        return answer
+
+    def _given_back(self) -> LeaseLostError:
+        return LeaseLostError(f"the lease {self._folder.rstrip('/')} was given back already")
+
+    def _give_back(self) -> None:
+        self._stopped = True
+        if not self._begun:
+            return
+        with contextlib.suppress(LeaseLostError):  # it was asked to before
+            self._put(self._end, SimpleQueue())
+        if self._alive.acquire(timeout=PATIENCE):
+            self._alive.release()
+        else:
+            log.warning("could not give the lease back, it will expire: the bucket does not answer")
+
+    # -- the lease's thread
 
     def _serve(self) -> None:
         while not self._ended:
             try:
                 call, answer = self._asked.get(timeout=self._ttl / 4)
-            except queue.Empty:
+            except Empty:
                 self._keep()
                 continue
             try:
-                call()
+                answer.put((call(), None))
             except BaseException as error:
-                answer.set_exception(error)
-            else:
-                answer.set_result(None)
+                answer.put((None, error))
         while not self._asked.empty():
-            self._asked.get()[1].set_exception(self._given_back())
-        self._gone.set()
+            self._asked.get()[1].put((None, self._given_back()))
+        self._alive.release()
 
-    def _claim(self, path: str) -> None:
+    def _keep(self) -> None:
+        if self._sign is None or self.lost.is_set():
+            return
+        try:
+            self._renew()
+        except Exception as error:  # whoever asks meets it again, and a thread that ends answers nobody
+            log.warning("could not renew the lease: %s", error)
+        if self.lost.is_set():  # whoever asks `ensure` says so in its own words, and those come last
+            log.debug("the lease %s was lost", self._folder.rstrip("/"))
+
+    def _try(self) -> bool:
+        """Take the lease if it is free."""
+        # What others' claims are worth can be told only once an own one has shown the storage's clock.
+        if self._skew is not None and self._others():
+            return False
+        path = self._new_path()
+        sign = self._claim(path)
+        if self._alone(path, sign):
+            self._path, self._sign = path, sign
+            return True
+        self._withdraw()
+        return False
+
+    def _renew(self) -> None:
+        """Show a sign of life, or find out that the lease is lost."""
+        before = self._sign
+        if before is None or self._stopped or self.lost.is_set():
+            return
+        if self._bucket.head(self._path) is None:  # judged dead and removed
+            self.lost.set()
+            return
+
+        def is_sure(sent: float, date: datetime) -> bool:
+            # While a virtual machine is paused its own clocks stand still, but not the server's.
+            return max(sent - before.sent, (date - before.date).total_seconds()) <= self._ttl * LATE
+
+        if is_sure(_clock(), self._bucket.server_time()):
+            sign = self._claim(self._path)
+            if is_sure(_clock(), sign.date):  # else it may have been removed, and now be there again
+                self._sign = sign
+                return
+        # Somebody may be about to remove this claim. A new one follows the rule for everybody.
+        path = self._new_path()
+        sign = self._claim(path)
+        if not self._alone(path, sign):
+            self.lost.set()
+            with contextlib.suppress(BugurtError):  # the end tries it again
+                self._withdraw()
+            return
+        self._path, self._sign = path, sign
+        self._bucket.delete(self._written - {path})
+        self._written &= {path}
+
+    def _end(self) -> None:
+        with self._asking:
+            self._ended = True
+        deadline = _clock() + PATIENCE
+        while True:
+            try:
+                self._withdraw()
+                return
+            except Exception as error:
+                if not isinstance(error, TemporaryError) or _clock() + AGAIN > deadline:
+                    log.warning("could not give the lease back, it will expire: %s", error)
+                    return
+            time.sleep(AGAIN)  # a storage that refuses tells nobody when it does no more
+
+    # -- claims
+
+    def _new_path(self) -> str:
+        return f"{self._folder}{uuid.uuid4().hex}.json"
+
+    def _claim(self, path: str) -> _Sign:
         """Write an own claim."""
-        began = time.monotonic()
+        sent = _clock()
         self._written.add(path)
         self._bucket.put_bytes(path, self._body)
-        self._path, self._renewed = path, began
-        self._date = self._bucket.server_time()
-        self._skew = None
+        return _Sign(sent, self._bucket.server_time())
+
+    def _alone(self, path: str, sign: _Sign) -> bool:
+        """Whether our claim, written a moment ago, is there and no other one that lives."""
+        claims = self._claims()
+        own = next((c for c in claims if c.path == path), None)
+        if own is None:
+            return False
+        self._skew = sign.date - own.modified
+        return not self._living(claims) and _clock() - sign.sent <= self._ttl * LATE
 
     def _withdraw(self) -> None:
         """Remove whatever claims of ours there may be."""
         self._bucket.delete(self._written)
         self._written.clear()
 
-    def _end(self) -> None:
-        with self._asking:
-            self._ended = True
-        try:
-            self._withdraw()
-        except BugurtError as error:
-            log.warning("could not give the lease back, it will expire: %s", error)
+    def _others(self) -> list[ObjectInfo]:
+        return self._living(self._claims())
 
-    def _renew(self) -> None:
-        """Show a sign of life, or find out that the lease is lost."""
-        if self._stop.is_set() or self.lost.is_set():
-            return
-        if self._bucket.head(self._path) is None:  # judged dead and removed
-            self.lost.set()
-            return
-        # While a machine is suspended its own clocks stand still, but not the server's.
-        age = (self._bucket.server_time() - self._date).total_seconds() if self._date else 0.0
-        if max(age, time.monotonic() - self._renewed) <= self._ttl * LATE:
-            self._claim(self._path)
-            return
-        # Somebody may be about to remove this claim. A new one follows the rule for everybody: it holds only if no
-        # other is there.
-        before = self._path
-        self._claim(self._new_path())
-        there, others = self._look()
-        if others or not there:
-            self.lost.set()
-            self._withdraw()
-            return
-        self._bucket.delete([before])
-        self._written.discard(before)
-
-    def _keep(self) -> None:
-        if not self._held or self.lost.is_set():
-            return
-        try:
-            self._renew()
-        except Exception as error:  # whoever asks `ensure` meets it again, and a thread that ends answers nobody
-            log.warning("could not renew the lease: %s", error)
-        if self.lost.is_set():  # whoever asks `ensure` says so in its own words, and those come last
-            log.debug("the lease %s was lost", self._folder.rstrip("/"))
-
-    # -- everybody's
-
-    def _look(self) -> tuple[bool, list[ObjectInfo]]:
-        """Whether the own claim is there, and the living claims that are not ours; dead ones are removed."""
+    def _claims(self) -> list[ObjectInfo]:
         # What lies deeper belongs to leases of other names, such as those of an artefact's shards.
-        claims = [c for c in self._bucket.list(self._folder) if "/" not in c.path[len(self._folder) :]]
-        own = next((c for c in claims if c.path == self._path), None)
-        if own is not None and self._skew is None and self._date is not None:
-            self._skew = self._date - own.modified
-        living: list[ObjectInfo] = []
-        dead: list[ObjectInfo] = []
+        return [c for c in self._bucket.list(self._folder) if "/" not in c.path[len(self._folder) :]]
+
+    def _living(self, claims: list[ObjectInfo]) -> list[ObjectInfo]:
+        """Those that are others' and live; dead ones are removed."""
         others = [c for c in claims if c.path not in self._written]
         now = self._bucket.server_time() - self._skew if others and self._skew is not None else None
+        living: list[ObjectInfo] = []
+        dead: list[ObjectInfo] = []
         for claim in others:
             expired = now is not None and (now - claim.modified).total_seconds() > self._ttl
             (dead if expired or self._died_here(claim) else living).append(claim)
         if dead:
             self._bucket.delete(c.path for c in dead)
-        return own is not None, living
+        return living
 
     def _read(self, claim: ObjectInfo) -> dict[str, object]:
         try:
@@ -218,79 +365,9 @@ class Lease:
         """Whether the claim's process ran on this machine and is gone: no need to wait for its age then."""
         body = self._read(claim)
         pid = body.get("pid")
-        if body.get("host") != _host() or not isinstance(pid, int):
+        if body.get("host") != _host() or not isinstance(pid, int) or pid <= 0:
             return False
-        return _process_start(pid) != body.get("start")
-
-    def acquire(self) -> None:
-        """Wait for the lease and take it."""
-        self._thread.start()
-        told = False
-        while True:
-            # What others' claims are worth can be told only once an own one has shown the storage's clock.
-            if self._date is None or not self._look()[1]:
-                self._ask(lambda: self._claim(self._path)).result()
-                there, others = self._look()
-                if there and not others:
-                    break
-                self._ask(self._withdraw).result()
-            others = self._look()[1]
-            if others and self._waiting is not None:
-                holder = str(self._read(others[0]).get("holder", "another process"))
-                self._waiting(f"waiting: {holder[:200]} is at work on the same thing")
-                told = True
-            time.sleep(random.uniform(0.2, 1.0))  # noqa: S311  # breaks the tie; S3 has no events to wait for
-        if told:
-            log.info("the wait is over")
-        self._held = True
-
-    def ensure(self, *, ask: bool = False) -> None:
-        """Raise LeaseLostError unless the lease is still ours (and held); ``ask`` the bucket even if there is no doubt.
-
-        Without a doubt and without ``ask`` this costs nothing, so it can stand before every upload.
-        """
-        if not self.lost.is_set() and (ask or time.monotonic() - self._renewed > self._ttl * LATE):
-            self._ask(self._renew).result()
-        if self.lost.is_set():
-            raise LeaseLostError(
-                f"the lease {self._folder.rstrip('/')} was lost: this process was out of touch with the bucket for "
-                "too long, and another may be at work on the same thing"
-            )
-        if self._stop.is_set():  # a thread that is left over from the work it was for
-            raise self._given_back()
-
-    def _given_back(self) -> LeaseLostError:
-        return LeaseLostError(f"the lease {self._folder.rstrip('/')} was given back already")
-
-    def release(self) -> None:
-        """Give it back; raises nothing but what a signal does, for the claim dies by itself."""
-        try:
-            self._give_back()
-        except KeyboardInterrupt:  # a process that ends because of a signal gives its lease back all the same
-            self._give_back()
-            raise
-
-    def _give_back(self) -> None:
-        self._stop.set()
-        if not self._thread.is_alive():
-            return  # nothing was claimed, or all is given back
-        with contextlib.suppress(LeaseLostError):  # it was asked to before, and a signal came in the middle of that
-            self._ask(self._end)
-        if not self._gone.wait(PATIENCE):
-            log.warning("could not give the lease back, it will expire: the bucket does not answer")
-
-    def __enter__(self) -> Lease:
-        try:
-            self.acquire()
-        except BaseException:
-            self.release()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+        return _died(pid, body.get("start"))
 
 
 def lease_name(text: str) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import botocore.endpoint
 import pytest
 
+from jobs import leases
 from jobs.artifacts import ArtifactStore
 from jobs.leases import Lease, lease_name
 from jobs.specs import Interrupted, LeaseLostError, TemporaryError
@@ -95,10 +96,13 @@ def test_leaving_by_an_error_gives_it_back(bucket: Bucket) -> None:
 def test_a_signal_is_not_lost_while_it_is_given_back(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, answers: bool
 ) -> None:
-    lease, delete = held(bucket), bucket.delete
+    lease, delete, sent = held(bucket), bucket.delete, []
+    monkeypatch.setattr(leases, "PATIENCE", 2.0)
 
     def interrupted(paths: Iterable[str]) -> int:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        if not sent:
+            sent.append(signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
         if not answers:
             raise TemporaryError("the bucket is out of reach")
         return delete(paths)
@@ -109,6 +113,24 @@ def test_a_signal_is_not_lost_while_it_is_given_back(
     assert (claims(bucket) == []) is answers
     assert ("could not give the lease back, it will expire: the bucket is out of reach" in caplog.text) is not answers
     lease.release()  # all that could be done was done
+
+
+def test_a_removal_that_is_refused_for_a_moment_is_tried_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    lease, delete, tries = held(bucket), bucket.delete, []
+
+    def refused(paths: Iterable[str]) -> int:
+        tries.append(paths)
+        if len(tries) < 3:
+            raise TemporaryError("the storage is full")
+        return delete(paths)
+
+    monkeypatch.setattr(bucket, "delete", refused)
+    monkeypatch.setattr(leases, "AGAIN", 0.01)
+    lease.release()
+    assert claims(bucket) == []
+    assert not caplog.records
 
 
 def test_who_asks_while_it_is_given_back_is_told(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,6 +236,12 @@ def aged(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, seconds: float) -> Non
             yield replace(info, modified=info.modified - earlier)
 
     monkeypatch.setattr(bucket, "list", listed)
+
+
+def late(lease: Lease) -> None:
+    """As after 46 seconds of a dead network."""
+    assert lease._sign is not None
+    lease._sign = lease._sign._replace(sent=lease._sign.sent - 46)
 
 
 def test_a_claim_dies_by_the_servers_clock_alone(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,12 +360,69 @@ def test_a_machine_that_slept_asks_before_it_goes_on(bucket: Bucket, monkeypatch
 
 def test_a_late_holder_yields_to_whoever_came(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     lease = held(bucket)
-    lease._renewed -= 46  # as after 46 seconds of a dead network
+    late(lease)
     theirs = elsewhere(bucket)
     with pytest.raises(TemporaryError, match="was lost"):
         lease.ensure()
     assert claims(bucket) == [theirs]
     lease.release()
+
+
+def test_a_renewal_that_arrives_when_somebody_has_come_is_of_no_account(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was sent in time, and brought back what had been judged dead and removed meanwhile."""
+    lease, put, theirs = held(bucket), bucket.put_bytes, []
+
+    def late(path: str, data: bytes) -> None:
+        monkeypatch.setattr(bucket, "put_bytes", put)
+        bucket.delete(claims(bucket))
+        theirs.append(elsewhere(bucket))
+        at(bucket, monkeypatch, 50)
+        put(path, data)
+
+    monkeypatch.setattr(bucket, "put_bytes", late)
+    with pytest.raises(LeaseLostError, match="was lost"):
+        lease.ensure(ask=True)
+    assert claims(bucket) == theirs
+    lease.release()
+
+
+def test_a_holder_in_doubt_stays_in_doubt_until_it_has_looked(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease, listed = held(bucket), bucket.list
+    assert not lease.in_doubt
+    late(lease)
+    assert lease.in_doubt  # without a request: whatever must not be done twice waits for none
+
+    def unreachable(under: str = "") -> Iterator[ObjectInfo]:
+        raise TemporaryError("the bucket is out of reach")
+
+    monkeypatch.setattr(bucket, "list", unreachable)
+    with pytest.raises(TemporaryError, match="out of reach"):
+        lease.ensure()
+    monkeypatch.setattr(bucket, "list", listed)
+    assert lease.in_doubt and not lease.lost.is_set()
+    lease.ensure()
+    assert not lease.in_doubt
+    assert len(claims(bucket)) == 1
+    late(lease)
+    theirs = elsewhere(bucket)
+    with pytest.raises(LeaseLostError):
+        lease.ensure()
+    assert lease.in_doubt
+    lease.release()
+    assert claims(bucket) == [theirs]
+
+
+def test_a_process_whose_start_cannot_be_read_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = leases._process_start(os.getpid())
+    assert not leases._died(os.getpid(), start)
+    assert leases._died(os.getpid(), "1")  # the number is another's now
+    monkeypatch.setattr(leases, "_process_start", lambda pid: None)
+    assert not leases._died(os.getpid(), start)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    assert leases._died(gone.pid, "1")
 
 
 def test_a_bucket_that_is_away_for_a_while_costs_nothing(s3_env: dict[str, str], faults: FaultyS3) -> None:

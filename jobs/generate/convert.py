@@ -75,6 +75,7 @@ def fetch_converted(setting: Setting, quantization: str) -> Path:
         log.info("converting %s for CTranslate2, %s", setting.manifest.ref, quantization)
         store.download(setting.manifest.ref, setting.folder, *WEIGHT_FILES, manifest=setting.manifest)
         convert(setting.folder, folder, setting.language, quantization, setting.manifest.ref)
+        lease.ensure(ask=True)
         store.remove(cache)  # the manifest of what was there must not vouch for the new files
         writer = store.writer(cache, guard=lease.ensure)
         writer.put_folder(folder)

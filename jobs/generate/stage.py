@@ -20,7 +20,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jobs.artifacts import MANIFEST, ArtifactStore, Manifest
+from jobs.artifacts import MANIFEST, ArtifactStore, Lease, Manifest
 from jobs.generate.convert import WEIGHT_FILES
 from jobs.generate.engines import Engine, Setting, open_engine
 from jobs.generate.finish import Finish, account
@@ -162,6 +162,7 @@ class Generation:
             return
         tools = self._tools()
         queue = iter(todo)
+        lease = self.ctx.lease  # which is still what a part is bound by that ends after all others were given up
         pool = ThreadPoolExecutor(tools.engine.sessions, thread_name_prefix="draw")
         running: set[Future[None]] = set()
         try:
@@ -170,7 +171,7 @@ class Generation:
                 while len(running) < tools.engine.sessions and (part := next(queue, None)) is not None:
                     if part.round == 0 and self.committed():
                         return  # another process was faster
-                    running.add(pool.submit(self._part, tools, part))
+                    running.add(pool.submit(self._part, tools, part, lease))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -179,9 +180,9 @@ class Generation:
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _part(self, tools: _Tools, part: Part) -> None:
+    def _part(self, tools: _Tools, part: Part, lease: Lease | None) -> None:
         began = time.monotonic()
-        store, spec, lease = self.ctx.store, self.spec, self.ctx.lease
+        store, spec = self.ctx.store, self.spec
         seed = part.seed(spec.seed)
         drawing = Drawing(part, tools.engine.session(seed), tools.prompts, tools.gates, spec, self._checker(part))
         try:
@@ -283,6 +284,8 @@ class Generation:
             if not merge.kept.any():
                 raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
             if self.ctx.force:  # the old manifest must not vouch for the new files
+                if self.ctx.lease is not None:
+                    self.ctx.lease.ensure(ask=True)
                 self.ctx.store.remove(self.ctx.ref, but=PARTS)
             # The end of a batch takes memory of its own, and nothing is drawn any more: it gets what an engine had that
             # keeps the model from part to part.

@@ -151,7 +151,7 @@ class Session:
 
     def _check(self) -> None:
         self._ctx.check_stop()
-        if self._lease.lost.is_set():
+        if self._lease.in_doubt:
             raise TemporaryError("the lock on the Telegram session could not be kept; the bucket was out of reach")
 
     async def chats(self) -> AsyncIterator[Any]:
