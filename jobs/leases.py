@@ -85,14 +85,24 @@ def _host() -> str:
     return f"{socket.gethostname()}/{boot}/{namespace}"
 
 
+def release_all() -> None:
+    """Give back what this process still holds, at its end."""
+    for lease in list(_open):
+        lease.release()
+
+
 _Answer: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None]]"  # a value, or what was raised
 
 
 class _Sign(NamedTuple):
-    """A sign of life: when it was sent, by our clock, and the server's Date behind it."""
+    """A sign of life: when it was sent, by our clock and by the server's, and the server's Date behind it."""
 
     sent: float
     date: datetime
+    behind: datetime
+
+
+_open: set[Lease] = set()  # that were begun and not given back
 
 
 class Lease:
@@ -119,6 +129,7 @@ class Lease:
         self.lost = threading.Event()
         self._path = ""  # of the claim by which it is held
         self._written: set[str] = set()  # of all claims of ours that may be there
+        self._ours: set[str] = set()  # of all that were ever written: one may be on its way behind its removal
         self._sign: _Sign | None = None  # the last one that leaves no doubt; none before it is held
         self._skew: timedelta | None = None  # by which the server's Date is ahead of the clock that dates claims
         # Nothing here is built of Python's own code with locks in it, as conditions are: a signal may come in there.
@@ -127,10 +138,10 @@ class Lease:
             SimpleQueue()
         )
         self._asking = threading.Lock()
-        self._begun = False
         self._stopped = False  # it is being given back
         self._ended = False  # nobody is answered any more
-        self._alive = threading.Lock()  # free once all is given back
+        self._gone = False  # all is given back, as far as the bucket let it
+        self._alive = threading.Lock()  # free from then on
         self._alive.acquire()
 
     # -- what everybody may call
@@ -138,7 +149,7 @@ class Lease:
     def acquire(self) -> None:
         """Wait for the lease and take it."""
         try:
-            self._begun = True
+            _open.add(self)
             self._thread.start()
             told = False
             while not self._ask(self._try):
@@ -157,7 +168,7 @@ class Lease:
     @property
     def in_doubt(self) -> bool:
         """Whether somebody else may have taken it over by now, or has; the bucket is not asked."""
-        return self.lost.is_set() or self._sign is None or _clock() - self._sign.sent > self._ttl * LATE
+        return self.lost.is_set() or self._sign is None or self._is_old(self._sign)
 
     def ensure(self, *, ask: bool = False) -> None:
         """Raise LeaseLostError unless the lease is still ours (and held); ``ask`` the bucket even if there is no doubt.
@@ -166,6 +177,8 @@ class Lease:
         """
         if not self.lost.is_set() and (ask or self.in_doubt):
             self._ask(lambda: self._renew() if ask or self.in_doubt else None)
+            if self.in_doubt and not self.lost.is_set():
+                raise self._too_slow()
         if self.lost.is_set():
             raise LeaseLostError(
                 f"the lease {self._folder.rstrip('/')} was lost: this process was out of touch with the bucket for "
@@ -206,32 +219,38 @@ class Lease:
 
     def _put(self, call: Callable[[], Any], answer: _Answer) -> None:
         with self._asking:
-            if self._ended or not self._begun:
+            if self._ended or self._thread.ident is None:
                 raise self._given_back()
             self._asked.put((call, answer))
 
     def _given_back(self) -> LeaseLostError:
         return LeaseLostError(f"the lease {self._folder.rstrip('/')} was given back already")
 
+    def _too_slow(self) -> TemporaryError:
+        return TemporaryError(
+            f"the lease {self._folder.rstrip('/')} is in doubt: the bucket takes too long to answer; try again"
+        )
+
     def _give_back(self) -> None:
         self._stopped = True
-        if not self._begun:
-            return
-        with contextlib.suppress(LeaseLostError):  # it was asked to before
+        with contextlib.suppress(LeaseLostError):  # nothing was claimed, or it was asked to before
             self._put(self._end, SimpleQueue())
-        if self._alive.acquire(timeout=PATIENCE):
-            self._alive.release()
-        else:
-            log.warning("could not give the lease back, it will expire: the bucket does not answer")
+        if self._thread.ident is not None and not self._gone:
+            if self._alive.acquire(timeout=PATIENCE):
+                self._alive.release()
+            elif not self._gone:
+                log.warning("could not give the lease back, it will expire: the bucket does not answer")
+        _open.discard(self)
 
     # -- the lease's thread
 
     def _serve(self) -> None:
+        pause = self._ttl / 4
         while not self._ended:
             try:
-                call, answer = self._asked.get(timeout=self._ttl / 4)
+                call, answer = self._asked.get(timeout=pause)
             except Empty:
-                self._keep()
+                pause = self._ttl / (4 if self._keep() else 20)
                 continue
             try:
                 answer.put((call(), None))
@@ -239,17 +258,21 @@ class Lease:
                 answer.put((None, error))
         while not self._asked.empty():
             self._asked.get()[1].put((None, self._given_back()))
+        self._gone = True
         self._alive.release()
 
-    def _keep(self) -> None:
+    def _keep(self) -> bool:
+        """Renew it, if it is held; whether there is nothing to be done about it soon."""
         if self._sign is None or self.lost.is_set():
-            return
+            return True
         try:
             self._renew()
         except Exception as error:  # whoever asks meets it again, and a thread that ends answers nobody
             log.warning("could not renew the lease: %s", error)
+            return False
         if self.lost.is_set():  # whoever asks `ensure` says so in its own words, and those come last
             log.debug("the lease %s was lost", self._folder.rstrip("/"))
+        return True
 
     def _try(self) -> bool:
         """Take the lease if it is free."""
@@ -258,7 +281,7 @@ class Lease:
             return False
         path = self._new_path()
         sign = self._claim(path)
-        if self._alone(path, sign):
+        if self._alone(path, sign) and not self._is_old(sign):
             self._path, self._sign = path, sign
             return True
         self._withdraw()
@@ -277,9 +300,10 @@ class Lease:
             # While a virtual machine is paused its own clocks stand still, but not the server's.
             return max(sent - before.sent, (date - before.date).total_seconds()) <= self._ttl * LATE
 
-        if is_sure(_clock(), self._bucket.server_time()):
-            sign = self._claim(self._path)
-            if is_sure(_clock(), sign.date):  # else it may have been removed, and now be there again
+        date = self._bucket.server_time()
+        if is_sure(_clock(), date):
+            sign = self._claim(self._path, date)
+            if is_sure(_clock(), sign.behind):  # else it may have been removed, and now be there again
                 self._sign = sign
                 return
         # Somebody may be about to remove this claim. A new one follows the rule for everybody.
@@ -290,9 +314,12 @@ class Lease:
             with contextlib.suppress(BugurtError):  # the end tries it again
                 self._withdraw()
             return
+        if self._is_old(sign):
+            raise self._too_slow()
         self._path, self._sign = path, sign
-        self._bucket.delete(self._written - {path})
-        self._written &= {path}
+        with contextlib.suppress(BugurtError):  # so does it with these
+            self._bucket.delete(self._written - {path})
+            self._written &= {path}
 
     def _end(self) -> None:
         with self._asking:
@@ -313,12 +340,17 @@ class Lease:
     def _new_path(self) -> str:
         return f"{self._folder}{uuid.uuid4().hex}.json"
 
-    def _claim(self, path: str) -> _Sign:
-        """Write an own claim."""
+    def _claim(self, path: str, date: datetime | None = None) -> _Sign:
+        """Write an own claim; ``date``: the server's, asked for a moment ago."""
         sent = _clock()
         self._written.add(path)
+        self._ours.add(path)
         self._bucket.put_bytes(path, self._body)
-        return _Sign(sent, self._bucket.server_time())
+        behind = self._bucket.server_time()
+        return _Sign(sent, date or behind, behind)
+
+    def _is_old(self, sign: _Sign) -> bool:
+        return _clock() - sign.sent > self._ttl * LATE
 
     def _alone(self, path: str, sign: _Sign) -> bool:
         """Whether our claim, written a moment ago, is there and no other one that lives."""
@@ -326,8 +358,8 @@ class Lease:
         own = next((c for c in claims if c.path == path), None)
         if own is None:
             return False
-        self._skew = sign.date - own.modified
-        return not self._living(claims) and _clock() - sign.sent <= self._ttl * LATE
+        self._skew = sign.behind - own.modified
+        return not self._living(claims, own.modified)
 
     def _withdraw(self) -> None:
         """Remove whatever claims of ours there may be."""
@@ -335,16 +367,17 @@ class Lease:
         self._written.clear()
 
     def _others(self) -> list[ObjectInfo]:
-        return self._living(self._claims())
+        # Before the listing: a claim that is renewed behind it must not look old by a time that is asked for later.
+        now = None if self._skew is None else self._bucket.server_time() - self._skew
+        return self._living(self._claims(), now)
 
     def _claims(self) -> list[ObjectInfo]:
         # What lies deeper belongs to leases of other names, such as those of an artefact's shards.
         return [c for c in self._bucket.list(self._folder) if "/" not in c.path[len(self._folder) :]]
 
-    def _living(self, claims: list[ObjectInfo]) -> list[ObjectInfo]:
-        """Those that are others' and live; dead ones are removed."""
-        others = [c for c in claims if c.path not in self._written]
-        now = self._bucket.server_time() - self._skew if others and self._skew is not None else None
+    def _living(self, claims: list[ObjectInfo], now: datetime | None) -> list[ObjectInfo]:
+        """Those that are others' and live; dead ones are removed. ``now``: by the clock that dates claims."""
+        others = [c for c in claims if c.path not in self._ours]
         living: list[ObjectInfo] = []
         dead: list[ObjectInfo] = []
         for claim in others:

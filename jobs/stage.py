@@ -33,6 +33,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from jobs import __version__
 from jobs.artifacts import MANIFEST, ArtifactStore, ArtifactWriter, Bucket, Lease, Manifest, S3Settings
+from jobs.leases import release_all
 from jobs.reporting import LogShipper, ProgressReporter, configure_logging
 from jobs.signals import Signalled, Signals
 from jobs.specs import (
@@ -313,7 +314,6 @@ class _Process(Generic[S]):
         self._workdir: Path | None = None
         self._progress: ProgressReporter | None = None
         self._shipper: LogShipper | None = None
-        self._context: StageContext[S] | None = None
         configure_logging(debug=self._debug)
         threading.excepthook = lambda args: log.error(
             "in thread %s: %s", args.thread and args.thread.name, args.exc_value
@@ -355,7 +355,6 @@ class _Process(Generic[S]):
         ctx = StageContext(
             spec, store, run=run_name, shard=shard, workdir=scratch, progress=self._progress, step=step, force=force
         )
-        self._context = ctx
         self.signals.handler = ctx._on_signal
         store.bucket.check()
         self._shipper = LogShipper(store.bucket, f"{folder}/log.txt", log_file)
@@ -367,8 +366,7 @@ class _Process(Generic[S]):
 
     def failed(self, error: BaseException) -> ExitCode:
         """Report how it ended."""
-        if self._context is not None and self._context.lease is not None:
-            self._context.lease.release()  # a signal may have come in the moment before it was given back
+        release_all()  # a signal may have come in the moment before one was given back
         sentence, code = explain(error)
         if self.signals.raised is not None and code != ExitCode.INTERRUPTED:
             # Some libraries make an error of their own of it: an extension module that is being imported does.

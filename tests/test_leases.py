@@ -309,7 +309,7 @@ def test_damaged_claims_count_until_they_are_old(bucket: Bucket, monkeypatch: py
 
 
 def test_a_claim_is_kept_alive(bucket: Bucket) -> None:
-    lease = held(bucket, ttl=1.2)
+    lease = held(bucket, ttl=4.0)
     (before,) = bucket.list("leases/")
     deadline = time.monotonic() + 20
     while (now := next(bucket.list("leases/"))).modified <= before.modified:
@@ -412,6 +412,61 @@ def test_a_holder_in_doubt_stays_in_doubt_until_it_has_looked(bucket: Bucket, mo
     assert lease.in_doubt
     lease.release()
     assert claims(bucket) == [theirs]
+
+
+def test_slow_answers_alone_lose_nothing(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    lease, clock, listed, slept = held(bucket), leases._clock, bucket.list, [0.0]
+    monkeypatch.setattr(leases, "_clock", lambda: clock() + slept[0])
+
+    def slow(under: str = "") -> Iterator[ObjectInfo]:
+        slept[0] += 50
+        return listed(under)
+
+    late(lease)
+    monkeypatch.setattr(bucket, "list", slow)
+    with pytest.raises(TemporaryError, match="takes too long to answer"):
+        lease.ensure()
+    assert not lease.lost.is_set()
+    monkeypatch.setattr(bucket, "list", listed)
+
+    def refused(paths: Iterable[str]) -> int:
+        raise TemporaryError("the storage is full")
+
+    with monkeypatch.context() as full:
+        full.setattr(bucket, "delete", refused)
+        lease.ensure()  # what was written before does no harm
+    assert not lease.in_doubt
+    lease.release()
+    assert claims(bucket) == []
+
+
+def test_a_claim_is_not_judged_by_a_time_that_came_behind_the_listing(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease, theirs, listed = held(bucket), elsewhere(bucket), bucket.list
+
+    def slow(under: str = "") -> Iterator[ObjectInfo]:
+        found = list(listed(under))
+        at(bucket, monkeypatch, 65)  # time enough for it to be renewed
+        return iter(found)
+
+    with monkeypatch.context() as slowly:
+        slowly.setattr(bucket, "list", slow)
+        assert [c.path for c in lease._others()] == [theirs]
+    assert theirs in claims(bucket)
+    lease.release()
+
+
+def test_a_process_gives_back_at_its_end_what_it_holds(bucket: Bucket) -> None:
+    first, second = held(bucket), Lease(bucket, "other thing", holder="me")
+    second.acquire()
+    second.release()
+    leases.release_all()
+    assert claims(bucket) == []
+    with pytest.raises(LeaseLostError, match="given back"):
+        first.ensure(ask=True)
+    with pytest.raises(LeaseLostError, match="given back"):
+        Lease(bucket, "thing", holder="me").ensure()  # nobody has it
 
 
 def test_a_process_whose_start_cannot_be_read_lives(monkeypatch: pytest.MonkeyPatch) -> None:

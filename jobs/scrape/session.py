@@ -97,7 +97,7 @@ class Session:
     async def _patiently(self, work: Callable[[], Awaitable[Any]], name: str) -> Any:
         floods = failures = 0
         while True:
-            self._check()
+            await self._check()
             try:
                 return await self._unless_stopped(self._guarded(work))
             except TemporaryError as error:
@@ -149,10 +149,11 @@ class Session:
             return
         raise Interrupted("interrupted by a signal")
 
-    def _check(self) -> None:
+    async def _check(self) -> None:
+        """Nothing goes out while another may be using the session."""
         self._ctx.check_stop()
         if self._lease.in_doubt:
-            raise TemporaryError("the lock on the Telegram session could not be kept; the bucket was out of reach")
+            await self._unless_stopped(asyncio.to_thread(self._lease.ensure))
 
     async def chats(self) -> AsyncIterator[Any]:
         """The chats and channels that the account is in."""
