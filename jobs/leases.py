@@ -134,9 +134,7 @@ class Lease:
         self._skew: timedelta | None = None  # by which the server's Date is ahead of the clock that dates claims
         # Nothing here is built of Python's own code with locks in it, as conditions are: a signal may come in there.
         self._thread = threading.Thread(target=self._serve, name="lease", daemon=True)
-        self._asked: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[tuple[Any, BaseException | None]]]] = (
-            SimpleQueue()
-        )
+        self._asked: SimpleQueue[tuple[Callable[[], Any], _Answer]] = SimpleQueue()
         self._asking = threading.Lock()
         self._stopped = False  # it is being given back
         self._ended = False  # nobody is answered any more
@@ -177,7 +175,7 @@ class Lease:
         """
         if not self.lost.is_set() and (ask or self.in_doubt):
             self._ask(lambda: self._renew() if ask or self.in_doubt else None)
-            if self.in_doubt and not self.lost.is_set():
+            if self.in_doubt and not self.lost.is_set() and not self._stopped:
                 raise self._too_slow()
         if self.lost.is_set():
             raise LeaseLostError(
