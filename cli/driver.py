@@ -253,7 +253,10 @@ def main() -> NoReturn:
     logging.getLogger("cli").setLevel(logging.INFO)
     hide_secrets()
 
+    came: list[int] = []
+
     def on_signal(number: int, frame: FrameType | None) -> None:
+        came.append(number)
         _ignore_signals()  # a second one, as from a supervisor that dies, must not cut the end short
         # Not by print: the signal may have come in the middle of one, and that raises a RuntimeError.
         os.write(2, f"interrupted by {signal.Signals(number).name}; the Jobs go on\n".encode())
@@ -265,6 +268,10 @@ def main() -> NoReturn:
         if not options.run:
             parser.error("--run is needed")
         _work(options.run)
+    except Exception as error:
+        if not came:  # else it is what Python made of the end: a class that is being made makes a RuntimeError of it
+            _tell(error)
+        sys.exit(int(ExitCode.INTERRUPTED if came else getattr(error, "exit_code", 1)))
     finally:
         _ignore_signals()  # the interpreter's own end shows a traceback of whatever a signal raises in it
 
@@ -275,24 +282,24 @@ def _ignore_signals() -> None:
 
 
 def _work(run: str) -> NoReturn:
-    """Drive the run, and exit with the code that says how it ended."""
+    """Drive the run, and exit with the code that says how it ended. Raises whatever keeps it from that."""
     log.info("bugurt %s, driver of run %s", __version__, run)  # before the heavy packages are imported
-    try:
-        from cli.places import open_cluster, open_store
-        from cli.settings import load
+    from cli.places import open_cluster, open_store
+    from cli.settings import load
 
-        settings = load()
-        store = open_store(settings, making=True)
-        logging.getLogger("cli").addHandler(_BucketLog(store, run))
-        record = load_record(store, run)
-        owner = job_name(record.run, "driver", None, record.attempt)
-        sys.exit(drive(store, open_cluster(settings), run, owner=owner))
-    except BugurtError as error:
+    settings = load()
+    store = open_store(settings, making=True)
+    logging.getLogger("cli").addHandler(_BucketLog(store, run))
+    record = load_record(store, run)
+    owner = job_name(record.run, "driver", None, record.attempt)
+    sys.exit(drive(store, open_cluster(settings), run, owner=owner))
+
+
+def _tell(error: Exception) -> None:
+    if isinstance(error, BugurtError):
         log.error("%s", error)
-        sys.exit(int(error.exit_code))
-    except Exception as error:  # what it was goes to the log, and the driver is started again
+    else:  # what it was goes to the log, and the driver is started again
         log.error("internal error, please report it: %s: %s", type(error).__name__, " ".join(str(error).split()))
-        sys.exit(1)
 
 
 if __name__ == "__main__":

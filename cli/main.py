@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -80,8 +80,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
+        _interrupted()
     except SystemExit as error:
         # The reader of our output has gone, as `head` does. Typer calls that 1, which is no code of ours.
         if isinstance(error.__context__, BrokenPipeError):
@@ -92,6 +91,8 @@ def main() -> None:
 
         if OPTIONS.debug:
             raise
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Python's, of one that came while a class was made
+            _interrupted()
         if isinstance(error, BugurtError):
             typer.echo(f"error: {error}", err=True)
             sys.exit(int(error.exit_code))
@@ -104,6 +105,11 @@ def main() -> None:
         text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         typer.echo(f"internal error, please report it (--debug shows it whole): {text}", err=True)
         sys.exit(70)
+
+
+def _interrupted() -> NoReturn:
+    typer.echo("interrupted", err=True)
+    sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def _host() -> str:
 def release_all() -> None:
     """Give back what this process still holds, at its end."""
     for lease in list(_open):
-        lease.release()
+        lease._give_back()  # again, if a signal broke it off
 
 
 _Answer: TypeAlias = "SimpleQueue[tuple[Any, BaseException | None]]"  # a value, or what was raised
@@ -312,9 +312,10 @@ class Lease:
             with contextlib.suppress(BugurtError):  # the end tries it again
                 self._withdraw()
             return
+        self._path = path  # by which it is held, and looked for from now on, whatever becomes of the one before
         if self._is_old(sign):
             raise self._too_slow()
-        self._path, self._sign = path, sign
+        self._sign = sign
         with contextlib.suppress(BugurtError):  # so does it with these
             self._bucket.delete(self._written - {path})
             self._written &= {path}
@@ -339,13 +340,14 @@ class Lease:
         return f"{self._folder}{uuid.uuid4().hex}.json"
 
     def _claim(self, path: str, date: datetime | None = None) -> _Sign:
-        """Write an own claim; ``date``: the server's, asked for a moment ago."""
+        """Write an own claim; ``date``: the server's, if it was asked for a moment ago."""
+        date = date or self._bucket.server_time()
         sent = _clock()
         self._written.add(path)
         self._ours.add(path)
         self._bucket.put_bytes(path, self._body)
         behind = self._bucket.server_time()
-        return _Sign(sent, date or behind, behind)
+        return _Sign(sent, date, behind)
 
     def _is_old(self, sign: _Sign) -> bool:
         return _clock() - sign.sent > self._ttl * LATE

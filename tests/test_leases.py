@@ -416,6 +416,7 @@ def test_a_holder_in_doubt_stays_in_doubt_until_it_has_looked(bucket: Bucket, mo
 
 def test_slow_answers_alone_lose_nothing(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     lease, clock, listed, slept = held(bucket), leases._clock, bucket.list, [0.0]
+    first = claims(bucket)
     monkeypatch.setattr(leases, "_clock", lambda: clock() + slept[0])
 
     def slow(under: str = "") -> Iterator[ObjectInfo]:
@@ -428,6 +429,7 @@ def test_slow_answers_alone_lose_nothing(bucket: Bucket, monkeypatch: pytest.Mon
         lease.ensure()
     assert not lease.lost.is_set()
     monkeypatch.setattr(bucket, "list", listed)
+    bucket.delete(first)  # as dead, by somebody who waits
 
     def refused(paths: Iterable[str]) -> int:
         raise TemporaryError("the storage is full")

@@ -153,7 +153,7 @@ class Session:
         """Nothing goes out while another may be using the session."""
         self._ctx.check_stop()
         if self._lease.in_doubt:
-            await self._unless_stopped(asyncio.to_thread(self._lease.ensure))
+            await self._unless_stopped(_aside(self._lease.ensure))
 
     async def chats(self) -> AsyncIterator[Any]:
         """The chats and channels that the account is in."""
@@ -199,3 +199,29 @@ def _peer_id(peer: Any) -> tuple[str, int]:
         if hasattr(peer, name):
             return name, getattr(peer, name)
     return "", 0
+
+
+def _aside(call: Callable[[], None]) -> asyncio.Future[None]:
+    """Call it in a thread that nobody waits for at the end, unlike those of asyncio's own."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def finish(error: Exception | None) -> None:
+        if done.done():  # given up
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def work() -> None:
+        error: Exception | None = None
+        try:
+            call()
+        except Exception as found:
+            error = found
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(finish, error)
+
+    threading.Thread(target=work, name="aside", daemon=True).start()
+    return done
