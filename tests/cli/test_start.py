@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import logging
 import os
@@ -38,6 +39,23 @@ def test_ctrl_c_during_the_imports_is_no_traceback(monkeypatch: pytest.MonkeyPat
     with pytest.raises(SystemExit) as caught:
         start.main()
     assert caught.value.code == 130
+
+
+def test_ctrl_c_while_a_class_is_made_is_no_internal_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Field:
+        def __set_name__(
+            self, owner: type, name: str
+        ) -> None:  # Python 3.11 makes a RuntimeError of what is raised here
+            raise KeyboardInterrupt
+
+    command_line = importlib.import_module("cli.main")
+    monkeypatch.setattr(command_line, "app", lambda: type("Owner", (), {"field": Field()}))
+    with pytest.raises(SystemExit) as caught:
+        command_line.main()
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("closed", ["1>&-", "0<&- 1>&- 2>&-"])
