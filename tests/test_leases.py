@@ -98,6 +98,7 @@ def test_a_signal_is_not_lost_while_it_is_given_back(
 ) -> None:
     lease, delete, sent = held(bucket), bucket.delete, []
     monkeypatch.setattr(leases, "PATIENCE", 2.0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup` has it ignored
 
     def interrupted(paths: Iterable[str]) -> int:
         if not sent:
@@ -108,8 +109,11 @@ def test_a_signal_is_not_lost_while_it_is_given_back(
         return delete(paths)
 
     monkeypatch.setattr(bucket, "delete", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        lease.release()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lease.release()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (claims(bucket) == []) is answers
     assert ("could not give the lease back, it will expire: the bucket is out of reach" in caplog.text) is not answers
     lease.release()  # all that could be done was done
