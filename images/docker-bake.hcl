@@ -38,6 +38,10 @@ variable "TORCH_INDEX" {
   default = "" # of train: see its Dockerfile
 }
 
+variable "CUDA" {
+  default = "" # of generate: "12" adds what it needs for NVIDIA GPUs
+}
+
 group "default" {
   targets = ["image"]
 }
@@ -56,6 +60,7 @@ target "common" {
     REVISION    = REVISION
     SOURCE      = SOURCE
     TORCH_INDEX = TORCH_INDEX # only train has a use for it
+    CUDA        = CUDA        # only generate has
   }
 }
 
