@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
@@ -164,6 +165,24 @@ def check_local_gpu() -> Iterator[Finding]:
         return
     names = [re.search(r"Model:\s*(.+)", g.read_text(errors="replace")) for g in gpus]
     yield ok("gpu", ", ".join(n[1].strip() if n else "NVIDIA" for n in names))
+    if not has_cublas():
+        yield warn(
+            "gpu generate",
+            "generation runs on the CPU: CTranslate2 needs cuBLAS of CUDA 12 (libcublas.so.12) for the GPU",
+            "pip install 'nvidia-cublas-cu12<13'",
+        )
+
+
+def has_cublas() -> bool:
+    """Whether CTranslate2 would find cuBLAS: where pip puts it, or where the system has it."""
+    try:
+        metadata.version("nvidia-cublas-cu12")
+    except metadata.PackageNotFoundError:
+        try:
+            ctypes.CDLL("libcublas.so.12")
+        except OSError:
+            return False
+    return True
 
 
 def check_rclone() -> Iterator[Finding]:

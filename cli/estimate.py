@@ -6,12 +6,15 @@ Formulas:
   section 2.1; 8·N with gradient checkpointing (the forward pass is done twice); 4·N with LoRA (no gradients of the
   frozen weights);
 - memory of activations: 34·s·b·h bytes a layer in 16 bits, Korthikanti et al. 2022, arXiv:2205.05198, equation 2,
-  without the attention matrices, which fused attention does not keep;
+  without the attention matrices, which fused attention does not keep; 66·s·b·h in fp32, for all but the two masks of
+  dropout, of a byte each, take twice as much;
 - memory of the weights: 16 bytes a trained parameter (fp32 weight and gradient, two moments of AdamW), 4 bytes a
   frozen one.
 
-Peaks are the dense 16-bit tensor figures of NVIDIA's data sheets, with fp32 accumulation; nobody reaches them. The
-share that is reached (``utilisation``) is an assumption, 30 % unless you know better: a measured speed is worth more.
+Peaks are those of NVIDIA's data sheets: the dense 16-bit tensor figure, with fp32 accumulation, and the one of fp32
+without tensor cores (torch leaves TF32 off). Which of them counts is decided as the train stage decides on its
+precision. Nobody reaches a peak. The share that is reached (``utilisation``) is an assumption, 30 % unless you know
+better: a measured speed is worth more.
 """
 
 from __future__ import annotations
@@ -31,33 +34,47 @@ CONTEXT_BYTES = 0.8 * GIB  # CUDA context, libraries and workspaces
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU by its data sheet: ``peak`` in FLOP/s, ``memory`` in bytes."""
+    """A GPU by its data sheet: peaks in FLOP/s, ``memory`` in bytes; ``bf16``: whether it multiplies that itself."""
 
     name: str
-    peak: float
+    peak16: float
+    peak32: float
     memory: int
+    bf16: bool
+
+    def peak(self, precision: str) -> float:
+        """The peak that counts in ``fp32``, ``bf16`` or ``fp16``; bf16 that is emulated is no faster than fp32."""
+        fast = precision == "fp16" or (precision == "bf16" and self.bf16)
+        return self.peak16 if fast else self.peak32
 
 
-def _gpu(name: str, tera: float, gigabytes: int) -> Gpu:
-    return Gpu(name, tera * TERA, gigabytes * 10**9)
+def _gpu(name: str, tera16: float, tera32: float, gigabytes: int, *, bf16: bool = True) -> Gpu:
+    return Gpu(name, tera16 * TERA, tera32 * TERA, gigabytes * 10**9, bf16)
 
 
 GPUS: dict[str, Gpu] = {
     g.name.lower(): g
     for g in (
-        _gpu("T4", 65, 16),
-        _gpu("V100", 125, 32),
-        _gpu("A10", 125, 24),
-        _gpu("A100", 312, 80),
-        _gpu("L4", 121, 24),
-        _gpu("L40S", 362, 48),
-        _gpu("H100", 989, 80),
-        _gpu("H200", 989, 141),
-        _gpu("RTX3090", 71, 24),
-        _gpu("RTX4090", 165, 24),
-        _gpu("A6000", 155, 48),
+        _gpu("T4", 65, 8.1, 16, bf16=False),
+        _gpu("V100", 125, 15.7, 32, bf16=False),
+        _gpu("A10", 125, 31.2, 24),
+        _gpu("A100", 312, 19.5, 80),
+        _gpu("L4", 121, 30.3, 24),
+        _gpu("L40S", 362, 91.6, 48),
+        _gpu("H100", 989, 67, 80),
+        _gpu("H200", 989, 67, 141),
+        _gpu("RTX3090", 71, 35.6, 24),
+        _gpu("RTX4090", 165, 82.6, 24),
+        _gpu("A6000", 155, 38.7, 48),
     )
 }
+
+
+def computes_in(precision: str, on: Gpu | None) -> str:
+    """What a train spec's ``precision`` comes to on a GPU, as the stage decides it; bf16 where no GPU was named."""
+    if precision != "auto":
+        return precision
+    return "bf16" if on is None or on.bf16 else "fp32"
 
 
 def gpu(name: str) -> Gpu:
@@ -230,18 +247,26 @@ def lora_parameters(shape: Shape, rank: int) -> int:
 
 
 def memory(
-    shape: Shape, *, batch_size: int, block_size: int, checkpointing: bool = False, lora_rank: int | None = None
+    shape: Shape,
+    *,
+    batch_size: int,
+    block_size: int,
+    checkpointing: bool = False,
+    lora_rank: int | None = None,
+    precision: str = "bf16",
 ) -> dict[str, float]:
     """Bytes on each GPU, by what they are for; see the module's docstring."""
+    full = precision == "fp32"
     trained = shape.parameters if lora_rank is None else lora_parameters(shape, lora_rank)
     frozen = 0 if lora_rank is None else shape.parameters
     tokens = batch_size * block_size
-    layer = 34.0 * tokens * shape.width
-    kept = 2.0 * tokens * shape.width * shape.layers + layer if checkpointing else layer * shape.layers
+    layer = (66.0 if full else 34.0) * tokens * shape.width
+    between = (4.0 if full else 2.0) * tokens * shape.width
+    kept = between * shape.layers + layer if checkpointing else layer * shape.layers
     return {
         "weights and optimiser": 16.0 * trained + 4.0 * frozen,
         "activations": kept,
-        "logits": 10.0 * tokens * shape.vocab,  # 16-bit, a copy in fp32, and its gradient
+        "logits": (8.0 if full else 10.0) * tokens * shape.vocab,  # 16-bit, a copy in fp32, and its gradient
         "context": CONTEXT_BYTES,
     }
 
@@ -255,9 +280,11 @@ def estimate(
     utilisation: float = UTILISATION,
     checkpointing: bool = False,
     lora_rank: int | None = None,
+    precision: str = "auto",
     assumptions: tuple[str, ...] = (),
 ) -> Estimate:
     """Put it together. Needs a GPU or a measured speed (of one process); raises SpecError without either."""
+    precision = computes_in(precision, on)
     if measured_tokens_per_second is not None:
         if measured_tokens_per_second <= 0:
             raise SpecError("a measured speed must be greater than 0 tokens/s")
@@ -266,8 +293,8 @@ def estimate(
         if not 0 < utilisation <= 1:
             raise SpecError(f"utilisation must lie between 0 and 1 (got {utilisation})")
         flops = operations_per_token(shape.parameters, checkpointing=checkpointing, lora=lora_rank is not None)
-        speed = on.peak * utilisation * work.processes / flops
-        basis = f"computed from {on.name}'s data sheet at {utilisation:.0%} of its peak, not measured"
+        speed = on.peak(precision) * utilisation * work.processes / flops
+        basis = f"computed from {on.name}'s data sheet at {utilisation:.0%} of its peak in {precision}, not measured"
     else:
         raise SpecError("an estimate needs a GPU's name or a measured speed in tokens/s")
     return Estimate(
@@ -282,6 +309,7 @@ def estimate(
             block_size=work.block_size,
             checkpointing=checkpointing,
             lora_rank=lora_rank,
+            precision=precision,
         ),
         gpu=on,
         assumptions=assumptions,
@@ -325,12 +353,16 @@ def estimate_training(
         processes=processes,
         max_steps=spec.max_steps,
     )
+    on = gpu(gpu_name) if gpu_name else None
+    if on is not None and not on.bf16 and spec.precision == "auto":
+        assumed.append(f'fp32, for {on.name} has no bf16; train.precision = "fp16" would use its tensor cores')
     return estimate(
         shape,
         work,
-        on=gpu(gpu_name) if gpu_name else None,
+        on=on,
         measured_tokens_per_second=measured_tokens_per_second,
         checkpointing=spec.gradient_checkpointing,
         lora_rank=spec.lora.r if spec.lora else None,
+        precision=spec.precision,
         assumptions=tuple(assumed),
     )

@@ -334,7 +334,7 @@ class TrainSpec(StageSpec):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     gradient_checkpointing: bool = False
     torch_compile: bool = Field(False, description="needs a C++ compiler, which the image does not have")
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attn_implementation: Literal["auto", "sdpa", "eager"] = "auto"
     lora: LoraSettings | None = None
     early_stopping_patience: int | None = Field(None, ge=1, description="evaluations without a better loss")
     eval_steps: int | None = Field(None, ge=1, description="steps between evaluations; unset: each epoch")

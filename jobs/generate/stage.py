@@ -160,7 +160,8 @@ class Generation:
         self._speed.expect(sum(len(p.slots) for p in todo))
         if not todo:
             return
-        tools = self._tools()
+        with _memory_said("the model does not fit into memory", "take a smaller one, or give the stage more"):
+            tools = self._tools()
         queue = iter(todo)
         lease = self.ctx.lease  # which is still what a part is bound by that ends after all others were given up
         pool = ThreadPoolExecutor(tools.engine.sessions, thread_name_prefix="draw")
@@ -184,17 +185,14 @@ class Generation:
         began = time.monotonic()
         store, spec = self.ctx.store, self.spec
         seed = part.seed(spec.seed)
-        drawing = Drawing(part, tools.engine.session(seed), tools.prompts, tools.gates, spec, self._checker(part))
-        try:
+        # A session may load the model anew, and sample with as many rows as a batch has.
+        with _memory_said(
+            f"{spec.micro_batch} posts at once do not fit into memory",
+            "lower 'micro_batch' or 'max_new_tokens', or give the stage more",
+        ):
+            session = tools.engine.session(seed)
+            drawing = Drawing(part, session, tools.prompts, tools.gates, spec, self._checker(part))
             found = drawing.run()
-        except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
-                raise
-            cause = " ".join(str(error).split())[:160]
-            raise ConfigError(
-                f"{spec.micro_batch} posts at once do not fit into memory ({cause}): lower 'micro_batch' or "
-                "'max_new_tokens', or give the stage more"
-            ) from error
         tally = drawing.tally
         if part.round == 0 and not found and tally.drawn >= HOPELESS:
             raise DataError(f"none of {tally.drawn} drawn posts passed the gates: {account(tally)}")
@@ -218,7 +216,7 @@ class Generation:
             len(found) / max(1e-9, time.monotonic() - began),
         )  # fmt: skip
         self._report()
-        del drawing, found, writer
+        del session, drawing, found, writer
         trim()
 
     def _checker(self, part: Part) -> Callable[[Tally, int], None]:
@@ -314,6 +312,18 @@ def _out_of_memory(error: BaseException) -> bool:
     """Whether an engine says that it got no memory; each has its own words for it."""
     words = ("out of memory", "bad_alloc", "can't allocate memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError) or any(w in str(error) for w in words)
+
+
+@contextmanager
+def _memory_said(what: str, remedy: str) -> Iterator[None]:
+    """Raises ConfigError when what is done meanwhile ends for want of memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _out_of_memory(error):
+            raise
+        cause = " ".join(str(error).split())[:160]
+        raise ConfigError(f"{what} ({cause}): {remedy}") from error
 
 
 class _Speed:

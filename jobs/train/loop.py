@@ -25,7 +25,14 @@ from jobs.train.packing import choose_layout
 from jobs.train.plan import ENDLESS, Plan
 from jobs.train.presets import Settings, resolve
 from jobs.train.soft_targets import share_of
-from jobs.train.surroundings import check_compiling, out_of_memory, precision_of, release_memory
+from jobs.train.surroundings import (
+    check_compiling,
+    check_kernels,
+    device_of,
+    out_of_memory,
+    precision_of,
+    release_memory,
+)
 from jobs.train.trainer import PostTrainer, arguments
 from jobs.train.warm_start import warm_start
 
@@ -73,6 +80,7 @@ def train(work: Work) -> Result | None:
     Raises Interrupted after a checkpoint has been uploaded, and every kind of BugurtError.
     """
     quiet_transformers()
+    check_kernels()
     spec, store = work.spec, work.store
     assert spec.dataset is not None  # the stage contract has seen to it
     dataset = store.manifest(spec.dataset)
@@ -92,6 +100,7 @@ def train(work: Work) -> Result | None:
     if spec.torch_compile:
         work.report(message="trying torch.compile")
         check_compiling()
+    log.info("training on %s, in %s", device_of(work.world), precision)
     log.info(
         "%d blocks of %s, %d tokens; held out: %d tokens", len(blocks), dataset.ref, blocks.tokens, held_out.tokens
     )
@@ -346,6 +355,7 @@ def finish(
         "base": base.origin,
         "dataset": dataset.ref,
         "settings": settings.to_dict(),
+        "device": device_of(work.world),
         "precision": session.precision,
         "layout": session.layout,
         "head": session.head.name,

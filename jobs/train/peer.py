@@ -23,6 +23,7 @@ from jobs.specs import Interrupted, SpecError, TemporaryError, TrainSpec
 from jobs.stage import explain, load_spec, log
 from jobs.train.launch import TooLarge, launch
 from jobs.train.run import await_commit
+from jobs.train.surroundings import check_gpus
 from jobs.train.topology import Topology
 
 
@@ -62,6 +63,7 @@ def _work(
     if found is not None and (not force or found.run == run):
         log.info("found %s: nothing to do", ref)
         return
+    check_gpus()
     batch: tuple[int, int] | None = None
     while True:
         try:

@@ -11,6 +11,7 @@ from jobs.specs import DataError, TrainSpec
 from jobs.stage import StageContext
 from jobs.train import checkpoints
 from jobs.train.launch import TooLarge, launch
+from jobs.train.surroundings import check_gpus
 from jobs.train.topology import Topology
 
 COMMIT_PATIENCE = 3600.0  # seconds that the other machines wait for the first one's commit
@@ -26,6 +27,7 @@ def run(ctx: StageContext[TrainSpec]) -> None:
     ctx.handle_stop()
     ctx.check_stop()
     ctx.progress.update(message="loading the libraries")
+    check_gpus()
     several = topology.nodes > 1 or topology.local_processes() > 1
     batch: tuple[int, int] | None = None
     while True:

@@ -2,19 +2,91 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
+from jobs import gpus
 from jobs.specs import ConfigError, TrainSpec
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 #: What allocators and libraries say for want of memory, besides what accelerate knows of.
 _NO_MEMORY = ("bad_alloc", "out of memory", "can't allocate memory", "_STATUS_ALLOC_FAILED", "create a memory object")
 
 #: What oneDNN says when its code or scratch space finds no room; of what it cannot do it says "primitive descriptor".
 _NO_PRIMITIVE = "could not create a primitive"
+
+#: What CUDA says where a library has no code for the GPU, or only code that the driver cannot translate for it.
+_NO_KERNEL = ("no kernel image", "invalid device function", "unsupported toolchain")
+
+
+def check_gpus() -> None:
+    """See to it that a training does not fall to the CPU unnoticed, a hundred times slower.
+
+    Raises ConfigError where the Job holds GPUs that torch cannot use; a machine of one's own that has one is told.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    cuda: str | None = torch.version.cuda
+    if gpus.held():
+        raise gpus.unseen("train", _torch(), cuda)
+    if gpus.in_sight():
+        log.warning(
+            "there is a GPU here, but %s cannot use it, so the CPU trains: %s",
+            _torch(),
+            gpus.driver_for(cuda) if cuda else "it is built for CPUs; install one for CUDA",
+        )
+
+
+def _torch() -> str:
+    """torch and its version, without the name of the build."""
+    import torch
+
+    return f"torch {torch.__version__.partition('+')[0]}"
+
+
+def check_kernels() -> None:
+    """Have the GPU, where there is one, compute something small.
+
+    CUDA tells of GPUs, and torch calls them available, that are older than those which this build has code for.
+    Raises ConfigError for them, and where the GPU has no memory left at all.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    try:
+        torch.ones(8, device="cuda").sum().item()
+    except RuntimeError as error:
+        name = torch.cuda.get_device_name()
+        if out_of_memory(error):
+            raise ConfigError(f"the GPU ({name}) has no memory left: end what else runs on it") from error
+        if not any(words in str(error) for words in _NO_KERNEL):
+            raise
+        major, minor = torch.cuda.get_device_capability()
+        raise ConfigError(
+            f"{_torch()} (CUDA {torch.version.cuda}) has no code for this GPU ({name}, compute capability "
+            f"{major}.{minor}): take a torch for an older CUDA (TORCH_INDEX when the train image is built), or set "
+            "gpu = 0 in [cluster.train]"
+        ) from error
+
+
+def device_of(world: int) -> str:
+    """What ``world`` processes, of which this is one, compute on, in words."""
+    import torch
+
+    if torch.cuda.is_available():
+        found = str(torch.cuda.get_device_name())
+    else:
+        threads = torch.get_num_threads()
+        found = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    return found if world == 1 else f"{world} processes with each {found}"
 
 
 def out_of_memory(error: BaseException) -> bool:

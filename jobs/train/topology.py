@@ -43,12 +43,21 @@ class Topology:
         return cls(processes, nodes, node, host, int(port))
 
     def local_processes(self) -> int:
-        """Processes on this machine: what was said, else one for each GPU, else one."""
-        if self.processes is not None:
-            return self.processes
+        """Processes on this machine: what was said, else one for each GPU, else one. Raises ConfigError.
+
+        ``device_count`` asks the driver and counts GPUs, too, that torch cannot use.
+        """
         import torch
 
-        return max(1, int(torch.cuda.device_count()))
+        gpus = int(torch.cuda.device_count()) if torch.cuda.is_available() else 0
+        if self.processes is None:
+            return max(1, gpus)
+        if gpus and self.processes > gpus:
+            raise ConfigError(
+                f"BUGURT_TRAIN_PROCESSES is {self.processes}, but there {'is' if gpus == 1 else 'are'} {gpus} "
+                f"GPU{'s' * (gpus > 1)} here: give each process one, or leave the variable out"
+            )
+        return self.processes
 
 
 def _number(env: Mapping[str, str], name: str, default: int | None, least: int) -> int | None:

@@ -31,7 +31,7 @@ RECORDS = 400  # points of the training curve, at most
 def arguments(plan: Plan, *, precision: str, compiled: bool, activation_checkpointing: bool) -> TrainingArguments:
     """The Trainer's arguments; whatever it could do by itself (saving, reporting) is off."""
     s = plan.settings
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(plan.folder),
         max_steps=plan.total_steps,
         per_device_train_batch_size=plan.batch_size,
@@ -58,6 +58,10 @@ def arguments(plan: Plan, *, precision: str, compiled: bool, activation_checkpoi
         ddp_find_unused_parameters=False,
         log_level="warning",
     )
+    # A process takes one GPU. Where it sees several the Trainer would wrap the model in DataParallel, which splits our
+    # batches and sums their loss in its own way. The number is found out once, together with the device.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 class PostTrainer(Trainer):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,54 @@ def test_hours_by_hand() -> None:
     assert "not measured" in found.basis and found.as_json()["measured"] is False
     twice = e.estimate(shape, e.Work(1_000_000, 3, 256, 8, processes=2), on=e.gpu("A100"))
     assert twice.hours == pytest.approx(found.hours / 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "computes", "peak"),
+    [
+        ("A100", "auto", "bf16", 312e12),
+        ("A100", "fp16", "fp16", 312e12),
+        ("A100", "fp32", "fp32", 19.5e12),
+        ("T4", "auto", "fp32", 8.1e12),
+        ("T4", "fp16", "fp16", 65e12),
+        ("T4", "bf16", "bf16", 8.1e12),  # emulated
+        ("V100", "auto", "fp32", 15.7e12),
+    ],
+)
+def test_the_peak_is_that_of_what_is_computed_in(name: str, precision: Any, computes: str, peak: float) -> None:
+    spec = TrainSpec(model=MEDIUM, precision=precision)
+    found = e.estimate_training(spec, tokens=1_000_000, gpu_name=name)
+    assert found.tokens_per_second == pytest.approx(peak * 0.30 / (6 * found.parameters))
+    assert f"of its peak in {computes}, not measured" in found.basis
+    told = f'fp32, for {name} has no bf16; train.precision = "fp16" would use its tensor cores'
+    assert (told in found.assumptions) is (computes == "fp32" and precision == "auto")
+
+
+def test_auto_is_what_the_stage_makes_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU of the table's kind; the stage asks torch."""
+    import torch
+
+    from jobs.train.surroundings import precision_of
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for gpu in e.GPUS.values():
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, gpu=gpu: gpu.bf16)
+        assert e.computes_in("auto", gpu) == precision_of(TrainSpec())
+    assert e.computes_in("auto", None) == "bf16"
+
+
+def test_fp32_takes_more_memory_for_activations() -> None:
+    shape = e.SHAPES["rugpt3medium_based_on_gpt2"]
+    half, full = (e.memory(shape, batch_size=8, block_size=256, precision=p) for p in ("bf16", "fp32"))
+    assert half == e.memory(shape, batch_size=8, block_size=256)
+    assert full["activations"] == pytest.approx(half["activations"] * 66 / 34)
+    assert full["logits"] == 8 * 8 * 256 * shape.vocab
+    assert full["weights and optimiser"] == half["weights and optimiser"]
+    kept = [
+        e.memory(shape, batch_size=8, block_size=256, checkpointing=True, precision=p)["activations"]
+        for p in ("bf16", "fp32")
+    ]
+    assert 1.9 < kept[1] / kept[0] < 2
 
 
 def test_a_measured_speed_is_believed() -> None:

@@ -5,6 +5,7 @@ What is tested is what we ask for and what we make of the answers; that vLLM its
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import pytest
 
 from jobs.artifacts import ArtifactStore
 from jobs.generate.language import read_language
-from jobs.specs import ConfigError
+from jobs.specs import ConfigError, DataError
 from tests.generate.models import BEGIN, END, MadeModel
 from tests.generate.test_engines import engine_of
 
@@ -130,3 +131,39 @@ def test_what_it_does_not_have(
     with pytest.raises(ConfigError, match=said):
         engine_of(store, untrained.put(store), tmp_path / "m", **given)
     assert not vllm.made
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (
+            RuntimeError("Engine core initialization failed. See root cause above."),
+            ConfigError,
+            r"vLLM 0\.12 does not start here \(Engine core initialization failed.*\): see what it logged before this",
+        ),
+        (ValueError("no such architecture"), DataError, "vLLM cannot load model/.*: no such architecture"),
+    ],
+    ids=["starts not", "loads not"],
+)
+def test_a_vllm_that_does_not_start(
+    store: ArtifactStore, untrained: MadeModel, tmp_path: Path, vllm: type[LLM], monkeypatch: pytest.MonkeyPatch,
+    error: Exception, kind: type[Exception], said: str,
+) -> None:  # fmt: skip
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(vllm, "__init__", fails)
+    with pytest.raises(kind, match=said):
+        engine_of(store, untrained.put(store), tmp_path / "m", engine="vllm", device="cuda", compute_type="auto")
+
+
+@pytest.mark.parametrize("given", [None, "1"])
+def test_batch_invariance_is_the_users_to_choose(
+    store: ArtifactStore, untrained: MadeModel, tmp_path: Path, vllm: type[LLM], monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("VLLM_BATCH_INVARIANT", raising=False)
+    if given is not None:
+        monkeypatch.setenv("VLLM_BATCH_INVARIANT", given)
+    engine_of(store, untrained.put(store), tmp_path / "m", engine="vllm", device="cuda", compute_type="auto")
+    assert os.environ.get("VLLM_BATCH_INVARIANT") == given

@@ -3,11 +3,13 @@
 CTranslate2's random generator lives in the worker thread and is seeded once, when that thread first samples; a
 seed set later does not reach it. So every session is a ``Generator`` of its own (its threads are new; loading an
 int8 model takes 0.05 s at the ruGPT3-small shape), made and made to sample once while a lock keeps other
-sessions from setting the process-wide seed.
+sessions from setting the process-wide seed. On a GPU a session's random states are made anew, from that seed, when a
+batch has more rows than any before it: so it samples with as many rows as a batch may have.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import threading
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import ctranslate2
 
+from jobs import gpus
 from jobs.generate.convert import fetch_converted
 from jobs.generate.engines import Draw, Setting, room
 from jobs.specs import ConfigError, GenerateSpec, SpecError
@@ -28,13 +31,52 @@ log = logging.getLogger(__name__)
 
 _SEEDING = threading.Lock()
 
+#: CTranslate2 has CUDA 12 in itself but for these, the first of which the second needs. It asks the dynamic linker for
+#: them by name when they are first used, and is given what a process has loaded already.
+_CUBLAS = ("libcublasLt.so.12", "libcublas.so.12")
+_INSTALL = "pip install 'nvidia-cublas-cu12<13'"
+_CUDA = "12"
+
+
+def load_cublas() -> str | None:
+    """Load cuBLAS, from beside CTranslate2 where pip has put it, else from where the system has it; or say why not."""
+    beside = Path(ctranslate2.__file__).parents[1] / "nvidia" / "cublas" / "lib"
+    for name in _CUBLAS:
+        file = beside / name
+        try:
+            ctypes.CDLL(str(file) if file.is_file() else name, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            return " ".join(str(error).split())[:200]
+    return None
+
+
+def device_of(spec: GenerateSpec) -> str:
+    """``cuda`` or ``cpu``. Raises ConfigError where a GPU is asked for, or held by the Job, and cannot be used."""
+    if spec.device == "cpu":
+        return "cpu"
+    if not ctranslate2.get_cuda_device_count():
+        if gpus.held():
+            raise gpus.unseen("generate", f"CTranslate2 {ctranslate2.__version__}", _CUDA)
+        if spec.device == "cuda":
+            raise ConfigError("device=cuda, but CTranslate2 sees no GPU here; use device=cpu, or a node with a GPU")
+        return "cpu"
+    missing = load_cublas()
+    if missing is None:
+        return "cuda"
+    if gpus.held():
+        raise ConfigError(
+            f"CTranslate2 needs cuBLAS of CUDA 12 for this Job's GPU ({missing}): build the generate image with "
+            "CUDA=12, or set device=cpu, or gpu = 0 in [cluster.generate]"
+        )
+    if spec.device == "cuda":
+        raise ConfigError(f"CTranslate2 needs cuBLAS of CUDA 12 for the GPU ({missing}): {_INSTALL}, or use device=cpu")
+    log.warning("the GPU is not used, for CTranslate2 needs cuBLAS of CUDA 12 (%s): %s", missing, _INSTALL)
+    return "cpu"
+
 
 def compute_type(spec: GenerateSpec) -> tuple[str, str]:
     """(device, compute type) for this machine. Raises ConfigError when it cannot do what the spec asks for."""
-    gpus = ctranslate2.get_cuda_device_count()
-    device = ("cuda" if gpus else "cpu") if spec.device == "auto" else spec.device
-    if device == "cuda" and not gpus:
-        raise ConfigError("device=cuda, but CTranslate2 sees no GPU here; use device=cpu, or a node with a GPU")
+    device = device_of(spec)
     supported = ctranslate2.get_supported_compute_types(device)
     wanted = spec.compute_type
     if wanted == "auto":
@@ -66,10 +108,11 @@ class CTranslate2Engine:
     def session(self, seed: int) -> CTranslate2Session:
         """A new random stream: a Generator with threads of its own."""
         generator = open_generator(self._folder, self._device, self._type, self._spec.threads)
+        rows = self._spec.micro_batch if self._device == "cuda" else 1
         with _SEEDING:
             ctranslate2.set_random_seed(seed)
             # Sampling once makes the worker thread take the seed while it is ours.
-            generator.generate_batch([[self._tokens[self._language.ends[0]]]], max_length=1, sampling_topk=2)
+            generator.generate_batch([[self._tokens[self._language.ends[0]]]] * rows, max_length=1, sampling_topk=2)
         return CTranslate2Session(generator, self._tokens, self._language, self._spec)
 
 

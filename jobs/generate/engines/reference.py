@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from jobs import gpus
 from jobs.generate.convert import WEIGHT_FILES
 from jobs.generate.engines import Draw, Setting, room
 from jobs.specs import ConfigError, DataError, GenerateSpec
@@ -28,13 +29,17 @@ class TransformersEngine:
 
         spec = setting.spec
         cuda = torch.cuda.is_available()
+        if spec.device != "cpu" and not cuda and gpus.held():
+            raise gpus.unseen("generate", f"torch {torch.__version__.partition('+')[0]}", torch.version.cuda)
         if spec.device == "cuda" and not cuda:
             raise ConfigError("device=cuda, but torch sees no GPU here; use device=cpu, or a node with a GPU")
         self._device = "cuda" if cuda and spec.device != "cpu" else "cpu"
         types = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
         wanted = spec.compute_type
         if wanted == "auto":
-            wanted = "bfloat16" if self._device == "cuda" else "float32"
+            wanted = "float32"
+            if self._device == "cuda":  # bfloat16 where the GPU multiplies it itself
+                wanted = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         if wanted not in types:
             raise ConfigError(f"compute_type={wanted}: the engine transformers has float32, float16 and bfloat16")
         setting.store.download(setting.manifest.ref, setting.folder, *WEIGHT_FILES, manifest=setting.manifest)

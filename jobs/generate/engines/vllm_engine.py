@@ -2,8 +2,9 @@
 
 Every draw has a seed of its own, made from the session's and the draw's number, because vLLM decides itself what
 it computes together. vLLM promises equal output for equal seeds on one GPU model and version only, and rounding
-may differ with the load; ``VLLM_BATCH_INVARIANT=1``, where the installed version and the GPU support it, removes
-that, so it is set unless the user has set it.
+may differ with the load: the same batch drawn again may then have other posts. ``VLLM_BATCH_INVARIANT=1`` in the
+stage's environment removes that at some cost in speed, where the version, the GPU and the attention backend support
+it; others refuse to start with it, so that it is not set here.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ class VllmEngine:
     sessions = 1
 
     def __init__(self, setting: Setting) -> None:
-        os.environ.setdefault("VLLM_BATCH_INVARIANT", "1")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         import vllm
@@ -51,7 +51,13 @@ class VllmEngine:
                 enable_prefix_caching=False,
                 trust_remote_code=False,
             )
-        except (RuntimeError, ValueError) as error:
+        except RuntimeError as error:  # the driver, the memory, the settings: its own log above tells more
+            text = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                f"vLLM {vllm.__version__} does not start here ({text}): see what it logged before this, or use "
+                "engine=ctranslate2"
+            ) from error
+        except ValueError as error:
             text = " ".join(str(error).split())[:300]
             raise DataError(f"vLLM cannot load {setting.manifest.ref}: {text}") from error
         self._spec, self._language = spec, setting.language
