@@ -103,9 +103,14 @@ def slug(text: str, length: int) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:length].strip("-") or "run"
 
 
-def run_name(spec: RunSpec, label: str, *, serial: int = 1) -> str:
-    """A run's deterministic name: asking for the same thing twice gives the same name."""
-    identity = {n: [s.identity(), s.inputs()] for n, s in spec.steps().items()}
+def run_name(spec: RunSpec, label: str, *, serial: int = 1, store: str | None = None) -> str:
+    """A run's deterministic name: asking for the same thing twice gives the same name.
+
+    ``store``: the digest of bucket and prefix, where Jobs of several buckets share a place: names are apart, too.
+    """
+    identity: dict[str, Any] = {n: [s.identity(), s.inputs()] for n, s in spec.steps().items()}
+    if store is not None:
+        identity["store"] = store  # no step's name
     digest = sha256(canonical_json(identity).encode("utf-8", "surrogatepass")).hexdigest()[:6]
     tail = f"-{digest}" + (f"-{serial}" if serial > 1 else "")
     return slug(label, NAME_LENGTH - len(tail)) + tail

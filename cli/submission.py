@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from cli.clusters.base import Cluster, JobRequest
+from cli.manifests import store_digest
 from cli.run_page import RunPage
 from cli.runs import (
     RunRecord,
@@ -135,12 +136,15 @@ def record_for(
     store: ArtifactStore, settings: Settings, spec: RunSpec, *, label: str, source: str, force: bool, name: str | None
 ) -> tuple[RunRecord, RunRecord | None]:
     """The record to submit and the one that is there under the same name. Nothing is written."""
-    run = name or run_name(spec, label)
+    # Several people share a namespace, each with a bucket or a prefix of their own, and may ask for the same.
+    digest = store_digest(settings) if settings.cluster.kind == "kubernetes" else None
+    run = name or run_name(spec, label, store=digest)
     before = find_record(store, run)
     serial = 1
     while before is not None and (force or before.spec != spec):
         serial += 1
-        run = f"{name[: 31 - len(str(serial)) - 1]}-{serial}" if name else run_name(spec, label, serial=serial)
+        again = f"-{serial}"
+        run = name[: 31 - len(again)] + again if name else run_name(spec, label, serial=serial, store=digest)
         before = find_record(store, run)
     now = datetime.now(UTC)
     owner = owner_of(settings)

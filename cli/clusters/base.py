@@ -98,7 +98,7 @@ class Cluster(Protocol):
         ...
 
     def get(self, name: str) -> JobStatus | None:
-        """The Job, or None."""
+        """The Job, or None: those of another bucket or prefix are not told, where several share the place."""
         ...
 
     def list(self, run: str | None = None) -> list[JobStatus]:
@@ -110,7 +110,7 @@ class Cluster(Protocol):
         ...
 
     def delete(self, name: str) -> None:
-        """Stop the Job (SIGTERM, its grace period, SIGKILL) and remove it; no error when there is none."""
+        """Stop the Job (SIGTERM, its grace period, SIGKILL) and remove it; no error when ``get`` tells of none."""
         ...
 
     def annotate(self, name: str, notes: dict[str, str]) -> None:

@@ -121,6 +121,15 @@ class KubernetesCluster:
             except Unreachable as error:
                 fail(error, doing, self.api.host)
 
+    def _store_of(self, job: Object) -> str | None:
+        found: str | None = (job["metadata"].get("labels") or {}).get(manifests.STORE_LABEL)
+        return found
+
+    def _find_job(self, doing: str, name: str) -> Object | None:
+        """Our Job of this name; in a shared namespace it may be another bucket's or prefix's, which is none of ours."""
+        found = self._find(doing, "GET", f"{self._jobs}/{name}")
+        return found if found is not None and self._store_of(found) == manifests.store_digest(self.settings) else None
+
     # -- the protocol: making and ending Jobs
 
     def render(self, request: JobRequest) -> Objects:
@@ -138,7 +147,7 @@ class KubernetesCluster:
         return self._detail(job)
 
     def _owner_uid(self, owner: str) -> str:
-        found = self._find(f"looking for Job {owner}", "GET", f"{self._jobs}/{owner}")
+        found = self._find_job(f"looking for Job {owner}", owner)
         if found is None or found["metadata"].get("deletionTimestamp"):
             # Its children would be swept away the moment they are made.
             raise Interrupted(f"the driver's Job {owner} is gone: the run was cancelled")
@@ -160,8 +169,7 @@ class KubernetesCluster:
             found = self._find(doing, "GET", f"{self._jobs}/{name}")
             if found is None:
                 continue  # deleted between the two calls
-            ours, theirs = (j["metadata"].get("labels", {}).get(manifests.STORE_LABEL) for j in (job, found))
-            if ours != theirs:
+            if self._store_of(found) != self._store_of(job):
                 owner = found["metadata"].get("labels", {}).get(manifests.OWNER_LABEL)
                 raise SpecError(
                     f"{doing}: namespace {self.namespace} has a Job of that name already, of another bucket or prefix"
@@ -201,9 +209,24 @@ class KubernetesCluster:
         raise TemporaryError(f"{doing}: the Job of that name is still being stopped; try again in a while")
 
     def delete(self, name: str) -> None:
-        """Delete the Job in the foreground: it stays, marked, until its pods are gone."""
-        body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
-        self._find(f"deleting Job {name}", "DELETE", f"{self._jobs}/{name}", body=body)
+        """Delete the Job in the foreground: it stays, marked, until its pods are gone. Others' Jobs are left alone."""
+        doing = f"deleting Job {name}"
+        refused = ""
+        while (job := self._find_job(doing, name)) is not None:
+            # By its uid, for the Job that has been looked at may be gone by now, and somebody else's have its name.
+            uid = job["metadata"]["uid"]
+            body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"}
+            try:
+                self.api.request("DELETE", f"{self._jobs}/{name}", body={**body, "preconditions": {"uid": uid}})
+            except ApiError as error:
+                if error.status == 409 and uid != refused:
+                    refused = uid  # another one has the name now: look at that
+                    continue
+                if error.status != 404:
+                    fail(error, doing, self.api.host)
+            except Unreachable as error:
+                fail(error, doing, self.api.host)
+            return
 
     def annotate(self, name: str, notes: dict[str, str]) -> None:
         """Set annotations; names without a prefix get ours."""
@@ -215,8 +238,8 @@ class KubernetesCluster:
     # -- the protocol: looking
 
     def get(self, name: str) -> JobStatus | None:
-        """The Job with the reason why it waits or failed."""
-        job = self._find(f"reading Job {name}", "GET", f"{self._jobs}/{name}")
+        """The Job with the reason why it waits or failed; None where the name is that of another bucket's Job."""
+        job = self._find_job(f"reading Job {name}", name)
         return None if job is None else self._detail(job)
 
     def list(self, run: str | None = None) -> Statuses:

@@ -281,7 +281,9 @@ class ControlPlane:
         if method == "POST":
             return self._post(kind, namespace, body, dry="dryRun" in query)
         if name is None:
-            items = [o for key, o in self.objects.items() if key[:2] == (kind, namespace) and _chosen(o, query)]
+            # Without a namespace: those of all namespaces.
+            here = [o for key, o in self.objects.items() if key[0] == kind and namespace in ("", key[1])]
+            items = [o for o in here if _chosen(o, query)]
             limit, start = int(query.get("limit", 0)) or len(items) or 1, int(query.get("continue", 0))
             meta = {"resourceVersion": str(self._version)}
             if start + limit < len(items):
@@ -294,6 +296,10 @@ class ControlPlane:
             _merge(found, body)
             self._touch(kind, found)
         elif method == "DELETE":
+            wanted = ((body or {}).get("preconditions") or {}).get("uid", found["metadata"]["uid"])
+            if wanted != found["metadata"]["uid"]:
+                words = f"Precondition failed: UID in precondition: {wanted}, UID in object meta: "
+                raise ApiError(409, "Conflict", words + str(found["metadata"]["uid"]))
             self._delete(kind, found, (body or {}).get("propagationPolicy"))
         return found
 
@@ -301,6 +307,9 @@ class ControlPlane:
         if kind == "jobs" and policy not in ("Foreground", "Background"):
             for pod in self.pods_of(thing["metadata"]["name"]):  # batch/v1 alone has this default, for old clients
                 pod["metadata"].pop("ownerReferences", None)
+            self._remove(kind, thing)
+            return
+        if kind == "networkpolicies":  # nothing holds them back
             self._remove(kind, thing)
             return
         thing["metadata"]["deletionTimestamp"] = self._stamp()

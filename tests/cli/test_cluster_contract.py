@@ -12,7 +12,7 @@ from cli.clusters.base import JobRequest, JobState, LogLine, job_name
 from cli.clusters.kubernetes import KubernetesCluster
 from jobs.specs import Interrupted, SpecError
 from tests.cli.api_server import serve
-from tests.cli.worlds import MemoryWorld, WireWorld, World, json_line
+from tests.cli.worlds import MemoryWorld, WireWorld, World, bounded, json_line
 
 REF = "model/0123456789abcdef0123"
 
@@ -63,9 +63,8 @@ def ask(world: World, component: str = "preprocess", *, attempt: int = 1, **spec
 
 
 def finish(cluster: KubernetesCluster, name: str) -> Any:
-    """The last status of a Job."""
-    *_, last = cluster.watch(name)
-    return last
+    """The last status of a Job, as somebody sees it who watches."""
+    return bounded(f"the end of Job {name}", lambda: cluster.watch(name))[-1]
 
 
 def test_a_job_runs_to_its_end(world: World, cluster: KubernetesCluster) -> None:
@@ -123,7 +122,8 @@ def test_bad_configuration_of_one_shard_stops_all(world: World, cluster: Kuberne
 def test_logs_of_shards_carry_their_index(world: World, cluster: KubernetesCluster) -> None:
     request = ask(world, "generate", shards=3, log=["a", "b", "c"])
     cluster.create(request)
-    followed = list(cluster.logs(request.name, follow=True))  # from before the first pod to after the last
+    # From before the first pod to after the last.
+    followed = bounded("the end of the log", lambda: cluster.logs(request.name, follow=True))
     for shard in range(3):
         assert [line.text for line in followed if line.shard == shard] == ["a", "b", "c"]
     later = list(cluster.logs(request.name))
@@ -146,7 +146,7 @@ def test_deleting_stops_and_removes(world: World, cluster: KubernetesCluster) ->
         world.plane.hold("preprocess")
     world.until(lambda: cluster.get(made.name).state is JobState.RUNNING)  # type: ignore[union-attr]
     cluster.delete(made.name)
-    for status in cluster.watch(made.name):
+    for status in bounded(f"Job {made.name} to be gone", lambda: cluster.watch(made.name)):
         assert not status.state.finished  # it is gone, not failed
     assert cluster.get(made.name) is None
     cluster.delete(made.name)
@@ -199,6 +199,22 @@ def test_people_with_other_prefixes_do_not_meet(world: World, cluster: Kubernete
     with pytest.raises(SpecError, match="of another bucket or prefix"):
         other.create(ask(world))
     assert finish(cluster, made.name).state is JobState.SUCCEEDED
+
+
+def test_people_with_other_prefixes_do_not_cancel_each_other(world: World, cluster: KubernetesCluster) -> None:
+    """A name is all that `cancel` has of a run whose Job was never made: it may be a colleague's."""
+    driver = cluster.create(ask(world, "driver", seconds=600))
+    if isinstance(world, MemoryWorld):
+        world.plane.hold("driver")
+    other = world.cluster(world.settings(prefix="other-team"))
+    assert other.get(driver.name) is None
+    other.delete(driver.name)
+    with pytest.raises(Interrupted, match="was cancelled"):
+        other.create(ask(world, owner=driver.name))  # nor does it make Jobs that go with a colleague's
+    found = cluster.get(driver.name)
+    assert found is not None and found.reason != "is being stopped"
+    cluster.delete(driver.name)
+    world.until(lambda: cluster.get(driver.name) is None)
 
 
 def test_a_missing_secret_is_named(world: World) -> None:

@@ -7,11 +7,12 @@ A Job of the contract does what its spec says, in every world alike: ``log`` lin
 from __future__ import annotations
 
 import json
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -21,6 +22,7 @@ from cli.manifests import builtin_folder
 from cli.settings import Settings
 from tests.cli.fake_cluster import ControlPlane, FakeCluster, Task, cluster_settings
 
+T = TypeVar("T")
 PROGRAM = """
 import json, os, sys, time
 spec = json.loads(os.environ["BUGURT_SPEC"])
@@ -58,6 +60,26 @@ def write_templates(folder: Path, image: str | None = None, policy: str = "IfNot
             resources["limits"] |= {"memory": "64Mi", "ephemeral-storage": "64Mi"}
         (folder / path.name).write_text(yaml.safe_dump(job), encoding="utf-8")
     return str(folder)
+
+
+def bounded(what: str, things: Callable[[], Iterable[T]], seconds: float = 600.0) -> list[T]:
+    """All of a watch or a log that ends by itself; a failed test where it does not within so many seconds."""
+    seen: list[T] = []
+    errors: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            seen.extend(things())
+        except BaseException as error:  # told below, in the test's own thread
+            errors.append(error)
+
+    thread = threading.Thread(target=read, name="bounded", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    assert not thread.is_alive(), f"{what}: not within {seconds:.0f} s, last seen {seen[-1] if seen else 'nothing'}"
+    if errors:
+        raise errors[0]
+    return seen
 
 
 class World(ABC):
@@ -135,14 +157,25 @@ class RealWorld(World):
 
     patience = 180.0
 
-    def __init__(self, folder: Path, namespace: str, run: str, image: str, policy: str, context: str | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        namespace: str,
+        run: str,
+        image: str,
+        policy: str,
+        context: str | None,
+        pull_secret: str | None,
+    ) -> None:
         self.run = run
         self.namespace = namespace
         self.templates = write_templates(folder, image, policy)
         self._context = context
+        self._pull_secret = pull_secret
 
     def settings(self, **cluster: Any) -> Settings:
-        return super().settings(**{"namespace": self.namespace, **cluster})
+        own = {"namespace": self.namespace, "image_pull_secret": self._pull_secret}
+        return super().settings(**{**own, **cluster})
 
     def cluster(self, settings: Settings) -> KubernetesCluster:
         access = connect(self._context, self.namespace)
