@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -18,11 +18,14 @@ from jobs.specs import (
     SPECS,
     STAGE_VERSIONS,
     STAGES,
+    AnyStageSpec,
+    PreprocessSpec,
     RunSpec,
     ScrapeSpec,
     SpecError,
     StageName,
     StageSpec,
+    TrainSpec,
     describe,
     digest_id,
     load_json,
@@ -89,6 +92,29 @@ def resolve_model(store: ArtifactStore, fields: Mapping[str, Any]) -> dict[str, 
         return {}
     ref = mirrored_ref(model, str(fields.get("revision", "main")))
     return {"base_model": ref} if store.find(ref) is not None else {}
+
+
+def offline(settings: Settings) -> bool:
+    """Whether the stages have no way to the hub: their models must be in the bucket."""
+    return settings.cluster.kind == "kubernetes" and not settings.cluster.hub
+
+
+def remirrored(store: ArtifactStore, spec: RunSpec) -> RunSpec:
+    """The run with the mirror of its hub model, where that has come to the bucket since."""
+    found = {}
+    for stage in ("preprocess", "train"):
+        asked: PreprocessSpec | TrainSpec | None = getattr(spec, stage)
+        if asked is not None and asked.base_model is None:
+            found[stage] = asked.model_copy(update=resolve_model(store, asked.model_dump()))
+    return spec.model_copy(update=found)
+
+
+def unmirrored(specs: Iterable[AnyStageSpec]) -> PreprocessSpec | TrainSpec | None:
+    """The first of these stages that would load its model from the hub."""
+    for spec in specs:
+        if isinstance(spec, PreprocessSpec | TrainSpec) and not (spec.base_model or spec.model.startswith("scratch:")):
+            return spec
+    return None
 
 
 def build_run(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cli.follow import Screen
     from cli.settings import Settings
     from cli.sources import Uploads
-    from cli.submission import Submitted
+    from cli.submission import Plan, Submitted
     from jobs.artifacts import ArtifactStore
     from jobs.specs import RunSpec, ScrapeSpec, StageName
 
@@ -56,7 +56,11 @@ def submit_stages(
             if ref not in uploads.unsent:
                 store.manifest(ref)
     if reckon is not None:
-        _print_estimate(store, spec, source, reckon)
+        from cli.submission import plan
+
+        plans = plan(store, spec)
+        check_model(settings, plans, force=force, only_warn=True)
+        _print_estimate(store, plans, source, reckon)
         return
     label = "-".join(label_of(text, stages) for text in texts) or stages[0]
     submitted = send(settings, store, cluster, spec, label=label, source=source, name=name,
@@ -67,12 +71,30 @@ def submit_stages(
         finish(store, cluster, submitted, wait=wait)
 
 
-def _print_estimate(store: ArtifactStore, spec: RunSpec, source: str | None, reckon: Reckon) -> None:
+def check_model(settings: Settings, plans: Sequence[Plan], *, force: bool, only_warn: bool = False) -> None:
+    """Raise ConfigError where a pod would ask the hub for a model, which it may not: here, and not after the scrape."""
+    from cli.assemble import offline, unmirrored
+    from cli.output import say
+    from jobs.specs import ConfigError
+
+    spec = unmirrored(item.spec for item in plans if force or item.found is None)
+    if spec is None or not offline(settings):
+        return
+    revision = "" if spec.revision == "main" else f" --revision {spec.revision}"
+    message = (
+        f"{spec.model} is not in the bucket, and pods may not load from the hub: run "
+        f"`bugurt mirror {spec.model}{revision}`, or set hub = true in [cluster] and run `bugurt install`"
+    )
+    if not only_warn:
+        raise ConfigError(message)
+    say(f"warning: {message}", err=True)
+
+
+def _print_estimate(store: ArtifactStore, plans: list[Plan], source: str | None, reckon: Reckon) -> None:
     from cli.estimating import estimate_plan
     from cli.output import say
-    from cli.submission import plan
 
-    found = estimate_plan(store, plan(store, spec), source, gpu=reckon.gpu, tokens_per_second=reckon.tokens_per_second)
+    found = estimate_plan(store, plans, source, gpu=reckon.gpu, tokens_per_second=reckon.tokens_per_second)
     for name, value in found.rows():
         say(f"{name:<24} {value}")
 
@@ -99,6 +121,7 @@ def send(
         store, settings, spec, label=label, source=source, force=force, name=name
     )  # fmt: skip
     plans = plan(store, record.spec, force=force)
+    check_model(settings, plans, force=force, only_warn=dry_run)
     if dry_run:
         _print_dry_run(cluster, record, plans, driver_request(record))
         return None

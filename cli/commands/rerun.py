@@ -21,15 +21,20 @@ def rerun(
     wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow it to its end / return at once.")] = False,
 ) -> None:
     """Go on with a run that failed or was cancelled: artefacts that are there are found, the rest is done."""
+    from cli.assemble import offline, remirrored
     from cli.runs import load_record
-    from cli.sending import finish, send
+    from cli.sending import check_model, finish, send
     from cli.submission import plan, submit
 
     settings, store, cluster = options.places()
-    record = load_record(store, run)
+    before = load_record(store, run)
+    # Only where it cannot go on without: with another input it is other work, and finds no checkpoint of before.
+    spec = remirrored(store, before.spec) if offline(settings) else before.spec
     if force:
-        submitted = send(settings, store, cluster, record.spec, label=run[:24], source=record.source, force=True)
+        submitted = send(settings, store, cluster, spec, label=run[:24], source=before.source, force=True)
         assert submitted is not None
     else:
-        submitted = submit(store, cluster, record, record, plan(store, record.spec, force=record.force))
+        plans = plan(store, spec, force=before.force)
+        check_model(settings, plans, force=before.force)
+        submitted = submit(store, cluster, before.model_copy(update={"spec": spec}), before, plans)
     finish(store, cluster, submitted, wait=wait)

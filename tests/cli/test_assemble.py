@@ -120,6 +120,12 @@ def test_run_names_are_deterministic_and_fit() -> None:
         assert re.fullmatch(RUN_NAME, run_name(one, "Очень-длинное_имя " * 9, serial=serial))
 
 
+def test_names_are_apart_where_several_buckets_share_a_place() -> None:
+    spec = RunSpec(scrape=ScrapeSpec(source=REF))
+    names = {run_name(spec, "x", store=store) for store in (None, "0a1b2c3d", "4e5f6a7b", "4e5f6a7b")}
+    assert len(names) == 3
+
+
 def test_inputs_are_filled_in_where_they_are_open() -> None:
     made = "dataset/" + "b" * 20
     assert with_input(TrainSpec(), made).inputs() == {"dataset": made}
