@@ -6,13 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from cli.clusters.kubernetes_objects import QUEUE_LABEL, Object, conditions, holds, one_line
+from cli.clusters.kubernetes_objects import COMPONENT_LABEL, QUEUE_LABEL, Object, conditions, holds, one_line
+from cli.manifests import PRIORITY_LABEL
 
 _IMAGE_REASONS = {
     "ImagePullBackOff",
     "ErrImagePull",
     "InvalidImageName",
-    "ErrImageNeverPull",
     "RegistryUnavailable",
     "ImageInspectError",
     "SignatureValidationFailed",
@@ -21,11 +21,21 @@ _IMAGE_REASONS = {
 
 def why_suspended(job: Object, workload: Object | None) -> str:
     """By a queue, or by hand."""
-    queue = (job["metadata"].get("labels") or {}).get(QUEUE_LABEL)
+    labels = job["metadata"].get("labels") or {}
+    queue = labels.get(QUEUE_LABEL)
     if queue is None:
-        return 'suspended by hand (spec.suspend); `kubectl patch job … -p \'{"spec":{"suspend":false}}\'` lets it go on'
+        name, namespace = job["metadata"]["name"], job["metadata"].get("namespace", "")
+        patch = f'kubectl patch job {name} -n {namespace} -p \'{{"spec":{{"suspend":false}}}}\''
+        queues = "" if labels.get(COMPONENT_LABEL) == "driver" else ", or set `queue` in [cluster]"
+        return (
+            f"suspended by hand (`{patch}` lets it go on), or by a Kueue that manages Jobs without a queue, too: "
+            f"exempt the namespace from it (docs/cluster.md){queues}"
+        )
     if workload is None:
-        return f"waits in queue {queue}; Kueue has not taken note of it yet: is Kueue installed and the queue there?"
+        # Kueue makes no Workload of a Job whose priority it does not know, and says so in its own log alone.
+        wanted = labels.get(PRIORITY_LABEL)
+        there = f", and the queue and the WorkloadPriorityClass {wanted} there" if wanted else " and the queue there"
+        return f"waits in queue {queue}; Kueue has not taken note of it yet: is Kueue installed{there}?"
     if (workload.get("spec") or {}).get("active") is False:
         return f"queue {queue} has deactivated it: {_message(workload, 'Evicted') or 'its Workload is set inactive'}"
     reserved = conditions(workload).get("QuotaReserved") or {}
@@ -115,6 +125,11 @@ def _why_pod_waits(pod: Object, events: Sequence[Object]) -> str:
     for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         reason, message = str(waiting.get("reason") or ""), str(waiting.get("message") or "")
+        if reason == "ErrImageNeverPull":
+            return (
+                f"the node does not have the image {container.get('image')} and is told not to pull it: import it into "
+                "the node again (docs/cluster.md), or set `registry` in [cluster]"
+            )
         if reason in _IMAGE_REASONS:
             return f"the image {container.get('image')} cannot be pulled: {_image_cause(reason, message, events)}"
         if reason == "CreateContainerConfigError":
@@ -124,9 +139,12 @@ def _why_pod_waits(pod: Object, events: Sequence[Object]) -> str:
     for event in events:
         text = one_line(event.get("message"))
         if event.get("reason") in ("FailedMount", "FailedAttachVolume"):
-            return f"a volume cannot be mounted: {text}"
+            authority = 'configmap "bugurt-ca" not found' in text
+            return f"a volume cannot be mounted: {text}{'; `bugurt install` makes it' if authority else ''}"
         if event.get("reason") == "FailedCreatePodSandBox":
-            return f"the node cannot set up the pod: {text}"
+            runtime = re.search(r"no runtime for \\*\"nvidia", text)
+            remedy = "; install NVIDIA's container toolkit on the node and start k3s (or containerd) again"
+            return f"the node cannot set up the pod: {text}{remedy if runtime else ''}"
         if event.get("reason") == "Pulling":
             return f"the node is pulling the image ({text.partition('image ')[2] or text})"
     return ""
@@ -138,7 +156,9 @@ def _image_cause(reason: str, message: str, events: Sequence[Object]) -> str:
     for text in texts:
         low = text.lower()
         if "not found" in low or "manifest unknown" in low or "does not exist" in low:
-            return "there is no such image or tag"
+            private = ", and `image_pull_secret` if it is private" if "authorization" in low else ""
+            remedy = f"build and push it (make images), or set `registry` and `tag` in [cluster]{private}"
+            return f"there is no such image or tag: {remedy}"
         if any(
             word in low for word in ("unauthorized", "denied", "forbidden", "authentication required", "no basic auth")
         ):
@@ -149,8 +169,6 @@ def _image_cause(reason: str, message: str, events: Sequence[Object]) -> str:
             return "the registry's rate limit is reached; it tries again by itself"
     if reason == "InvalidImageName":
         return "that is no image's name; look at cluster.registry and cluster.tag"
-    if reason == "ErrImageNeverPull":
-        return "the template says `imagePullPolicy: Never` and the node does not have it"
     return one_line(next((t for t in reversed(texts) if t), reason))
 
 
@@ -193,9 +211,9 @@ def _why_unschedulable(message: str, pod: Object) -> str:
         name = next(iter(lacks))
         main = f"no node has {_asked(pod, name)} of {name} free"
     elif "didn't match Pod's node affinity/selector" in message:
-        main = f"no node matches the node selector {_selector(pod)}"
+        main = f"no node matches the node selector {_selector(pod)}: see `node_selector` in {_section(pod)}"
     elif "untolerated taint" in message:
-        main = "all nodes have taints that the pod does not tolerate"
+        main = "all nodes have taints that the pod does not tolerate: see `tolerations` in [cluster]"
     elif "no nodes available" in message:
         return "the cluster has no node that takes pods"
     else:
@@ -208,10 +226,11 @@ def _why_unschedulable(message: str, pod: Object) -> str:
     taints = re.findall(r"(\d+) node\(s\) had untolerated taint(?:\(s\)|s)? ?(?:\{([^}]*)\})?", message)
     if taints and "taints" not in main:
         named = ((count, taint.strip().rstrip(":")) for count, taint in taints)
-        more.append(", ".join(f"{c}{of} tainted{f' ({t})' if t else ''}" for c, t in named))
+        tainted = ", ".join(f"{c}{of} tainted{f' ({t})' if t else ''}" for c, t in named)
+        more.append(f"{tainted}: see `tolerations` in [cluster]")
     selector = re.search(r"(\d+) node\(s\) didn't match Pod's node affinity/selector", message)
     if selector and "selector" not in main:
-        more.append(f"{selector[1]}{of} do not match the node selector")
+        more.append(f"{selector[1]}{of} do not match the node selector: see `node_selector` in {_section(pod)}")
     return f"{main}{'; ' if more else ''}{'; '.join(more)}"
 
 
@@ -227,6 +246,10 @@ def _asked(pod: Object, resource: str) -> str:
 def _selector(pod: Object) -> str:
     wanted = (pod.get("spec") or {}).get("nodeSelector") or {}
     return ", ".join(f"{k}={v}" for k, v in wanted.items()) or "of the template"
+
+
+def _section(pod: Object) -> str:
+    return f"[cluster.{(pod['metadata'].get('labels') or {}).get(COMPONENT_LABEL, 'STAGE')}]"
 
 
 def _why_not_created(message: str, namespace: str) -> str:

@@ -76,12 +76,12 @@ WAITING: dict[str, tuple[Object, list[tuple[str, str]], str]] = {
             "scheduling."
         ),
         [],
-        "no node has 1 free GPU (nvidia.com/gpu); 1 of 5 tainted",
+        "no node has 1 free GPU (nvidia.com/gpu); 1 of 5 tainted: see `tolerations` in [cluster]",
     ),
     "only tainted nodes, in the words of newer schedulers": (
         unschedulable("0/1 nodes are available: 1 node(s) had untolerated taint(s). preemption: 0/1 nodes are …"),
         [],
-        "all nodes have taints that the pod does not tolerate",
+        "all nodes have taints that the pod does not tolerate: see `tolerations` in [cluster]",
     ),
     "no free gpu": (
         unschedulable(
@@ -90,7 +90,8 @@ WAITING: dict[str, tuple[Object, list[tuple[str, str]], str]] = {
             "scheduling, 4 No preemption victims found for incoming pod."
         ),
         [],
-        "no node has 1 free GPU (nvidia.com/gpu); 1 of 5 tainted (node-role.kubernetes.io/control-plane)",
+        "no node has 1 free GPU (nvidia.com/gpu); 1 of 5 tainted (node-role.kubernetes.io/control-plane): "
+        "see `tolerations` in [cluster]",
     ),
     "gpu and memory": (
         unschedulable("0/3 nodes are available: 1 Insufficient memory, 3 Insufficient nvidia.com/gpu."),
@@ -111,12 +112,12 @@ WAITING: dict[str, tuple[Object, list[tuple[str, str]], str]] = {
     "selector": (
         unschedulable("0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."),
         [],
-        "no node matches the node selector disk=ssd",
+        "no node matches the node selector disk=ssd: see `node_selector` in [cluster.train]",
     ),
     "taints": (
         unschedulable("0/1 nodes are available: 1 node(s) had untolerated taint {dedicated: db}."),
         [],
-        "all nodes have taints that the pod does not tolerate",
+        "all nodes have taints that the pod does not tolerate: see `tolerations` in [cluster]",
     ),
     "no nodes": (unschedulable("no nodes available to schedule pods"), [], "the cluster has no node that takes pods"),
     "volume": (
@@ -138,14 +139,17 @@ WAITING: dict[str, tuple[Object, list[tuple[str, str]], str]] = {
                 "failed to resolve reference: registry.example.org/team/train:1.0: not found",
             )
         ],
-        "the image registry.example.org/team/train:1.0 cannot be pulled: there is no such image or tag",
+        "the image registry.example.org/team/train:1.0 cannot be pulled: there is no such image or tag: "
+        "build and push it (make images), or set `registry` and `tag` in [cluster]",
     ),
     "image, credentials": (
         pod(
             state=waiting("ErrImagePull", "pull access denied, repository does not exist or may require authorization")
         ),
         [],
-        "the image registry.example.org/team/train:1.0 cannot be pulled: there is no such image or tag",
+        "the image registry.example.org/team/train:1.0 cannot be pulled: there is no such image or tag: "
+        "build and push it (make images), or set `registry` and `tag` in [cluster], and `image_pull_secret` if it is "
+        "private",
     ),
     "image, forbidden": (
         pod(state=waiting("ErrImagePull", "unexpected status from HEAD request: 403 Forbidden")),
@@ -168,8 +172,8 @@ WAITING: dict[str, tuple[Object, list[tuple[str, str]], str]] = {
     "image, never": (
         pod(state=waiting("ErrImageNeverPull", "Container image is not present with pull policy of Never")),
         [],
-        "the image registry.example.org/team/train:1.0 cannot be pulled: the template says `imagePullPolicy: Never` "
-        "and the node does not have it",
+        "the node does not have the image registry.example.org/team/train:1.0 and is told not to pull it: import it "
+        "into the node again (docs/cluster.md), or set `registry` in [cluster]",
     ),
     "secret": (
         pod(state=waiting("CreateContainerConfigError", 'secret "bugurt-s3" not found')),
@@ -206,10 +210,47 @@ WAITING: dict[str, tuple[Object, list[tuple[str, str]], str]] = {
         [("FailedMount", 'MountVolume.SetUp failed for volume "templates": configmap "own" not found')],
         'a volume cannot be mounted: MountVolume.SetUp failed for volume "templates": configmap "own" not found',
     ),
+    "mount, certificates": (
+        pod(state=waiting("ContainerCreating")),
+        [("FailedMount", 'MountVolume.SetUp failed for volume "bugurt-ca": configmap "bugurt-ca" not found')],
+        'a volume cannot be mounted: MountVolume.SetUp failed for volume "bugurt-ca": configmap "bugurt-ca" not found; '
+        "`bugurt install` makes it",
+    ),
     "sandbox": (
         pod(state=waiting("ContainerCreating")),
         [("FailedCreatePodSandBox", "failed to setup network for sandbox")],
         "the node cannot set up the pod: failed to setup network for sandbox",
+    ),
+    "sandbox, container toolkit": (
+        pod(state=waiting("ContainerCreating")),
+        [
+            (
+                "FailedCreatePodSandBox",
+                "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to get sandbox runtime: no "
+                'runtime for "nvidia" is configured',
+            )
+        ],
+        "the node cannot set up the pod: Failed to create pod sandbox: rpc error: code = Unknown desc = failed to get "
+        'sandbox runtime: no runtime for "nvidia" is configured; install NVIDIA\'s container toolkit on the node and '
+        "start k3s (or containerd) again",
+    ),
+    "taints and selector": (
+        unschedulable(
+            "0/3 nodes are available: 1 node(s) had untolerated taint {dedicated: db}, 2 node(s) didn't match Pod's "
+            "node affinity/selector."
+        ),
+        [],
+        "no node matches the node selector disk=ssd: see `node_selector` in [cluster.train]; 1 of 3 tainted "
+        "(dedicated: db): see `tolerations` in [cluster]",
+    ),
+    "gpu and selector": (
+        unschedulable(
+            "0/3 nodes are available: 1 Insufficient nvidia.com/gpu, 2 node(s) didn't match Pod's node "
+            "affinity/selector."
+        ),
+        [],
+        "no node has 1 free GPU (nvidia.com/gpu); 2 of 3 do not match the node selector: "
+        "see `node_selector` in [cluster.train]",
     ),
     "pulling": (
         pod(state=waiting("ContainerCreating")),
@@ -481,8 +522,23 @@ def test_why_a_queue_holds_a_job_back(name: str) -> None:
     assert (found.state, found.reason) == (JobState.SUSPENDED, sentence)
 
 
-def test_a_job_that_was_suspended_by_hand() -> None:
-    assert job_status(job(suspend=True)).reason.startswith("suspended by hand (spec.suspend)")
+def test_kueue_makes_no_workload_of_a_job_whose_priority_it_does_not_know() -> None:
+    labels = {**QUEUE, "kueue.x-k8s.io/priority-class": "urgent"}
+    assert job_status(job(suspend=True, labels=labels)).reason == (
+        "waits in queue gpu; Kueue has not taken note of it yet: is Kueue installed, and the queue and the "
+        "WorkloadPriorityClass urgent there?"
+    )
+
+
+def test_a_job_without_a_queue_was_suspended_by_hand_or_by_kueue() -> None:
+    sentence = (
+        'suspended by hand (`kubectl patch job run-a-train-01234567 -n bugurt -p \'{"spec":{"suspend":false}}\'` '
+        "lets it go on), or by a Kueue that manages Jobs without a queue, too: exempt the namespace from it "
+        "(docs/cluster.md)"
+    )
+    assert job_status(job(suspend=True)).reason == f"{sentence}, or set `queue` in [cluster]"
+    # Setting a queue does not change the driver's Job: it is never queued.
+    assert job_status(job(suspend=True, labels={"app.kubernetes.io/component": "driver"})).reason == sentence
 
 
 def test_a_retry_that_waits_names_both() -> None:
