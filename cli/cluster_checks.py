@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 from urllib.parse import urlsplit
 
 from cli import manifests
 from cli.checks import Check, Finding, check_clock, fail, ok, warn
-from cli.clusters.base import Component, JobRequest
-from cli.clusters.kubernetes_api import METADATA_ONLY, Access, ApiError, Unreachable, translate
-from cli.clusters.kubernetes_objects import conditions, moment, one_line
-from cli.image_checks import check_image, is_loopback
-from cli.kustomize import KUEUE, allocatable, kueue_version, quantity, service_namespace
-from jobs.specs import STAGES, ConfigError
-
-if TYPE_CHECKING:
-    from cli.settings import Settings
+from cli.clusters.base import Component
+from cli.clusters.kubernetes_api import METADATA_ONLY, ApiError, Unreachable, translate
+from cli.clusters.kubernetes_objects import QUEUE_LABEL, conditions, moment, one_line
+from cli.image_checks import is_loopback
+from cli.kustomize import ENFORCE, KUEUE, ca_config_map, is_ours, kueue_version, service_namespace
+from cli.node_checks import NodeChecks
+from jobs.specs import ConfigError
 
 Object = dict[str, Any]
 FLOOR = (1, 33)  # backoffLimitPerIndex and successPolicy are stable from here on
@@ -30,15 +29,8 @@ RIGHTS = (
 )
 
 
-class ClusterChecks:
+class ClusterChecks(NodeChecks):
     """The checks of one cluster, in their order."""
-
-    def __init__(self, settings: Settings, access: Access) -> None:
-        self.settings = settings
-        self.access = access
-        self.api = access.api
-        self.namespace = access.namespace
-        self._core = f"/api/v1/namespaces/{access.namespace}"
 
     def all(self) -> list[tuple[str, Check]]:
         """Names and checks."""
@@ -48,24 +40,15 @@ class ClusterChecks:
             ("permissions", self.permissions),
             ("accounts", self.accounts),
             ("secrets", self.secrets),
+            ("certificates", self.certificates),
             ("jobs", self.admission),
             ("queue", self.queue),
+            ("priority", self.priorities),
             ("gpu", self.gpus),
             ("room", self.room),
             ("images", self.images),
             ("bucket in the cluster", self.bucket_inside),
         ]
-
-    def _get(self, doing: str, path: str, **options: Any) -> Object | None:
-        """An object, None when it is not there; ConfigError and TemporaryError for all else."""
-        try:
-            return self.api.request("GET", path, **options)
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise translate(error, doing, self.api.host) from error
-        except Unreachable as error:
-            raise translate(error, doing, self.api.host) from error
 
     # -- the cluster as such
 
@@ -91,12 +74,18 @@ class ClusterChecks:
         if found is None:
             yield fail("namespace", f"there is no namespace {self.namespace}", "bugurt install")
             return
-        level = (found["metadata"].get("labels") or {}).get("pod-security.kubernetes.io/enforce")
+        level = (found["metadata"].get("labels") or {}).get(ENFORCE)
         yield ok("namespace", self.namespace)
         if level == "restricted":
             yield ok("pod security", "restricted")
-        else:
+        elif is_ours(found):
             yield warn("pod security", f"{level or 'not set'}; the pods would do under restricted", "bugurt install")
+        else:
+            yield warn(
+                "pod security",
+                f"{level or 'not set'}; the pods would do under restricted, which would hold for all others here, too",
+                f"kubectl label namespace {self.namespace} --overwrite {ENFORCE}=restricted",
+            )
 
     def permissions(self) -> Iterator[Finding]:
         """By SelfSubjectAccessReview, the way that `kubectl auth can-i` asks."""
@@ -157,6 +146,21 @@ class ClusterChecks:
             yield warn("accounts", f"you may not look at: {', '.join(hidden)}")
         else:
             yield ok("accounts", "the stages' and the driver's accounts and Role are there")
+        if self.settings.cluster.queue and self.kueue:
+            yield from self._rights_on_queues(rbac)
+
+    def _rights_on_queues(self, rbac: str) -> Iterator[Finding]:
+        name = "bugurt-driver-kueue"
+        try:
+            parts = [self._get(f"reading {kind} {name}", f"{rbac}/{kind}/{name}") for kind in ("roles", "rolebindings")]
+        except ConfigError:
+            return  # said above
+        if None in parts:
+            yield warn(
+                "accounts",
+                f"Role or RoleBinding {name} is missing: the driver cannot say why a run waits in its queue",
+                "bugurt install, by somebody who may read Kueue's Workloads",
+            )
 
     def secrets(self) -> Iterator[Finding]:
         """Whether the Secrets are there; their values are not even asked for."""
@@ -166,7 +170,7 @@ class ClusterChecks:
             remedies[section.image_pull_secret] = "kubectl create secret docker-registry"
         for name, todo in remedies.items():
             if not name:
-                yield ok("secret", "none for the bucket: the nodes' own role opens it")
+                yield self._no_secret()
                 continue
             try:
                 found = self._get(f"reading Secret {name}", f"{self._core}/secrets/{name}", accept=METADATA_ONLY)
@@ -180,16 +184,46 @@ class ClusterChecks:
             else:
                 yield fail("secret", f"{name} is missing", todo)
 
+    def _no_secret(self) -> Finding:
+        endpoint = self.settings.s3.endpoint_in_cluster or self.settings.s3.endpoint
+        host = urlsplit(endpoint or "").hostname or ""
+        if not endpoint or host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+            return ok("secret", "none for the bucket: the nodes' own role opens it")
+        return warn(
+            "secret",
+            f"none for the bucket, and {endpoint} is not AWS, which alone knows the nodes' role",
+            'take s3_secret = "" out of [cluster], then bugurt install --s3-secret',
+        )
+
+    def certificates(self) -> Iterator[Finding]:
+        """Whether pods are given the same certificate authorities as this machine is."""
+        if not self.settings.s3.ca_bundle:
+            return
+        name = manifests.CA_CONFIG_MAP
+        wanted = ca_config_map(self.settings, self.namespace)["data"]
+        try:
+            found = self._get(f"reading ConfigMap {name}", f"{self._core}/configmaps/{name}")
+        except ConfigError:
+            yield warn("certificates", f"ConfigMap {name}: you may not look at it")
+            return
+        if found is None:
+            yield fail(
+                "certificates", f"ConfigMap {name} is missing, and no pod starts without ca_bundle", "bugurt install"
+            )
+        elif found.get("data") != wanted:
+            yield warn(
+                "certificates", f"ConfigMap {name} is not what {self.settings.s3.ca_bundle} holds", "bugurt install"
+            )
+        else:
+            yield ok("certificates", f"pods are given {self.settings.s3.ca_bundle}")
+
     def admission(self) -> Iterator[Finding]:
         """Send each kind of Job and its pod as a dry run: what admission has against them is told now."""
         clock = None
         bad = False
         pods = self._allowed("", "pods", "create")
         for component in manifests.COMPONENTS:
-            request = JobRequest(
-                name=f"doctor-{component}", run="doctor", component=component, spec={"stage": component}
-            )
-            job = manifests.render(request, self.settings, namespace=self.namespace)[0]
+            job = self._job(component)
             pod = {"apiVersion": "v1", "kind": "Pod", **job["spec"]["template"]}
             pod["metadata"] = {**pod["metadata"], "name": f"doctor-{component}", "namespace": self.namespace}
             sent = [(f"/apis/batch/v1/namespaces/{self.namespace}/jobs", job)]
@@ -199,6 +233,10 @@ class ClusterChecks:
                 try:
                     answer = self.api.request("POST", path, query={"dryRun": "All"}, body=body)
                     clock = clock or moment(answer["metadata"].get("creationTimestamp"))
+                    finding = self._taken(component, job, answer) if body is job else None
+                    if finding is not None:
+                        bad = True
+                        yield finding
                 except ApiError as error:
                     bad = True
                     yield fail(
@@ -212,22 +250,48 @@ class ClusterChecks:
         if clock is not None:
             yield check_clock(clock, "the cluster")
 
+    def _taken(self, component: Component, job: Object, answer: Object) -> Finding | None:
+        """What Kueue does to a Job that names no queue."""
+        if QUEUE_LABEL in job["metadata"]["labels"]:
+            return None
+        queue = (answer["metadata"].get("labels") or {}).get(QUEUE_LABEL)
+        where = f"jobs {component}"
+        own = f"a template of your own for the driver with the label {QUEUE_LABEL} and a queue that always has room"
+        if queue and component == "driver":
+            return warn(
+                where,
+                f"Kueue puts the driver into the LocalQueue `{queue}`: it waits for quota, and holds it while it waits",
+                f"give that LocalQueue another name; or {own}",
+            )
+        if queue or not (answer.get("spec") or {}).get("suspend"):
+            return None
+        exempt = f"exempt namespace {self.namespace} by managedJobsNamespaceSelector in Kueue's configuration"
+        return fail(
+            where,
+            "it would never start: Kueue holds Jobs without a queue back (manageJobsWithoutQueueName)",
+            f"{exempt}, or {own}" if component == "driver" else f"name a LocalQueue in cluster.queue, or {exempt}",
+        )
+
     # -- where they run
+
+    @cached_property
+    def kueue(self) -> str:
+        """The version to talk to Kueue in; empty where it is not installed."""
+        return kueue_version(self._get("looking for Kueue", f"/apis/{KUEUE}"))
 
     def queue(self) -> Iterator[Finding]:
         """The queue of the settings."""
         name = self.settings.cluster.queue
-        group = self._get("looking for Kueue", f"/apis/{KUEUE}")
         if not name:
-            hint = "" if group is None else "; Kueue is installed: `queue` in [cluster] would use it"
+            hint = "; Kueue is installed: `queue` in [cluster] would use it" if self.kueue else ""
             yield ok("queue", f"none: Jobs start as soon as nodes have room{hint}")
             return
-        if group is None:
+        if not self.kueue:
             yield fail(
                 "queue", f"queue {name} is set, but Kueue is not installed", "install Kueue, or unset cluster.queue"
             )
             return
-        path = f"/apis/{KUEUE}/{kueue_version(group)}/namespaces/{self.namespace}/localqueues/{name}"
+        path = f"/apis/{KUEUE}/{self.kueue}/namespaces/{self.namespace}/localqueues/{name}"
         try:
             found = self._get(f"reading LocalQueue {name}", path)
         except ConfigError:
@@ -245,86 +309,31 @@ class ClusterChecks:
         waiting = (found.get("status") or {}).get("pendingWorkloads", 0)
         yield ok("queue", f"{name} of ClusterQueue {found['spec'].get('clusterQueue')}, {waiting} waiting")
 
-    def gpus(self) -> Iterator[Finding]:
-        """GPUs that nodes have to give, against what the settings ask for."""
-        asked = self._gpus_asked()
-        try:
-            nodes = (self._get("listing nodes", "/api/v1/nodes") or {}).get("items") or []
-        except ConfigError:
-            yield warn("gpu", "you may not list nodes, so their GPUs cannot be counted")
-            return
-        per_node = [sum(int(n) for k, n in allocatable([node]).items() if k.endswith("/gpu")) for node in nodes]
-        total, most = sum(per_node), max(per_node, default=0)
-        text = f"{total} on {sum(1 for n in per_node if n)} of {len(nodes)} nodes"
-        too_many = {stage: n for stage, n in asked.items() if n > most}
-        if too_many:
-            wants = ", ".join(f"{stage} asks for {n}" for stage, n in too_many.items())
-            stage = next(iter(too_many))
-            yield fail(
-                "gpu",
-                f"{text}; {wants}, no node has more than {most}",
-                f"set gpu = 0 in [cluster.{stage}] to use CPUs, or install the NVIDIA device plugin",
-            )
-        else:
-            yield ok("gpu", text)
-
-    def _gpus_asked(self) -> dict[str, int]:
-        asked = {}
-        for stage in STAGES:
-            request = JobRequest(name="x", run="x", component=stage, spec={})
-            job = manifests.render(request, self.settings, namespace=self.namespace)[0]
-            limits = job["spec"]["template"]["spec"]["containers"][0]["resources"].get("limits", {})
-            count = sum(int(n) for k, n in limits.items() if k.endswith("/gpu"))
-            if count:
-                asked[str(stage)] = count
-        return asked
-
-    def room(self) -> Iterator[Finding]:
-        """Whether some node is large enough for each stage's pod: one that none is waits without an end."""
-        try:
-            nodes = (self._get("listing nodes", "/api/v1/nodes") or {}).get("items") or []
-        except ConfigError:
-            yield warn("room", "you may not list nodes, so their sizes cannot be compared")
-            return
-        have = [allocatable([node]) for node in nodes]
-        tight = False
+    def priorities(self) -> Iterator[Finding]:
+        """Whether the classes that the Jobs name are there: without its class a pod is refused, or a Workload."""
         for component in manifests.COMPONENTS:
-            for resource, setting in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral-storage", "disk")):
-                asked = self._requests(component).get(resource)
-                most = max((node.get(resource, 0.0) for node in have), default=0.0)
-                if asked is not None and quantity(str(asked)) > most:
-                    tight = True
-                    unit = f"{most:g}" if resource == "cpu" else f"{most / 2**30:.1f}Gi"
-                    yield warn(
-                        "room",
-                        f"{component} asks for {asked} of {resource}, no node has more than {unit}",
-                        f"set {setting} in [cluster.{component}], or add larger nodes",
-                    )
-        if not tight:
-            yield ok("room", f"each stage fits on a node ({len(nodes)} nodes)")
-
-    def _requests(self, component: Component) -> Object:
-        request = JobRequest(name="x", run="x", component=component, spec={})
-        job = manifests.render(request, self.settings, namespace=self.namespace)[0]
-        found: Object = job["spec"]["template"]["spec"]["containers"][0]["resources"].get("requests") or {}
-        return found
-
-    def images(self) -> Iterator[Finding]:
-        """Whether the images can be pulled, as far as the registry tells without credentials."""
-        for component in manifests.COMPONENTS:
-            name = manifests.image(component, self.settings)
-            registry = name.partition("/")[0]
-            if "." not in registry and ":" not in registry and registry != "localhost":
-                yield warn(
-                    "images",
-                    f"{name} has no registry, so nodes look for it at docker.io or among what was loaded into them",
-                    "set cluster.registry, or load the images: kind load docker-image / k3d image import",
-                )
-                return
-            finding = check_image(name, bool(self.settings.cluster.image_pull_secret))
-            yield finding
-            if finding.result == "warn":
-                return  # the others would say the same
+            job = self._job(component)
+            name = job["metadata"]["labels"].get(manifests.PRIORITY_LABEL)
+            if name and not self.kueue:
+                continue  # the queue's check says it
+            kind, path = "WorkloadPriorityClass", f"/apis/{KUEUE}/{self.kueue}/workloadpriorityclasses/{name}"
+            todo = "bugurt install --queue makes bugurt-high and bugurt-low"
+            if not name:
+                name = job["spec"]["template"]["spec"].get("priorityClassName")
+                kind, path = "PriorityClass", f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}"
+                todo = f"kubectl create priorityclass {name} --value=1000"
+            if not name:
+                continue
+            try:
+                found = self._get(f"reading {kind} {name}", path)
+            except ConfigError:
+                yield warn("priority", f"{component}: {kind} {name}: you may not look at it")
+                continue
+            if found is None:
+                out = f"{todo}; or take priority_class out of [cluster.{component}]"
+                yield fail("priority", f"{component}: there is no {kind} {name}", out)
+            else:
+                yield ok("priority", f"{component}: {kind} {name} is there")
 
     def bucket_inside(self) -> Iterator[Finding]:
         """Whether the address that pods are given can lead anywhere from inside the cluster."""
@@ -342,6 +351,15 @@ class ClusterChecks:
             )
             return
         home = service_namespace(host, self.namespace)
+        behind = self._behind(host) if home is None else ""
+        if behind:
+            yield warn(
+                "bucket in the cluster",
+                f"{endpoint} is the address of {behind}: what a node port, a load balancer or an ingress rewrites, "
+                "network policies refuse",
+                'set s3.endpoint_in_cluster = "http://SERVICE.NAMESPACE.svc:PORT"',
+            )
+            return
         if home is None:
             yield ok("bucket in the cluster", f"pods are given {endpoint}; whether they reach it, a run will show")
             return
@@ -364,3 +382,28 @@ class ClusterChecks:
             )
         else:
             yield ok("bucket in the cluster", f"{endpoint}, a Service of this cluster")
+
+    def _behind(self, host: str) -> str:
+        """What of this cluster has an address of the world outside, if something has and may be looked at."""
+        for node in self.nodes or ():
+            if host in [a.get("address") for a in (node.get("status") or {}).get("addresses") or ()]:
+                return f"node {node['metadata']['name']}"
+        lists = {"Service": "/api/v1/services", "Ingress": "/apis/networking.k8s.io/v1/ingresses"}
+        for kind, path in lists.items():
+            try:
+                found = (self._get(f"listing {kind} objects", path) or {}).get("items") or []
+            except ConfigError:
+                continue  # few may look into other people's namespaces
+            for thing in found:
+                if host in _outer_addresses(thing):
+                    return f"{kind} {thing['metadata']['name']} in namespace {thing['metadata']['namespace']}"
+        return ""
+
+
+def _outer_addresses(thing: Object) -> set[str]:
+    """Where a Service or an Ingress is reached from outside."""
+    points = ((thing.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    spec = thing.get("spec") or {}
+    found = {p.get(name) for p in points for name in ("ip", "hostname")}
+    found |= {*(spec.get("externalIPs") or ()), *(rule.get("host") for rule in spec.get("rules") or ())}
+    return {address for address in found if address}

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cli.manifests import builtin_folder
+from cli.manifests import CA_CONFIG_MAP, CA_KEY, LOCAL_REGISTRY, builtin_folder
 from jobs.specs import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 KUEUE = "kueue.x-k8s.io"
+PART_OF = {"app.kubernetes.io/part-of": "bugurt"}
+ENFORCE = "pod-security.kubernetes.io/enforce"
+MAX_CA = 900_000  # bytes; a ConfigMap holds 1 MiB
 KUEUE_VERSION = "v1beta2"  # of what `k8s/overlays/kueue` writes; v1beta1 has the same fields
 #: Where an object of a kind lives: its plural, and whether it belongs to a namespace.
 RESOURCES: dict[str, tuple[str, bool]] = {
@@ -30,6 +34,7 @@ RESOURCES: dict[str, tuple[str, bool]] = {
     "RoleBinding": ("rolebindings", True),
     "Service": ("services", True),
     "Secret": ("secrets", True),
+    "ConfigMap": ("configmaps", True),
     "PersistentVolumeClaim": ("persistentvolumeclaims", True),
     "Deployment": ("deployments", True),
     "NetworkPolicy": ("networkpolicies", True),
@@ -39,6 +44,11 @@ RESOURCES: dict[str, tuple[str, bool]] = {
     "LocalQueue": ("localqueues", True),
     "WorkloadPriorityClass": ("workloadpriorityclasses", False),
 }
+
+
+def is_ours(thing: Object) -> bool:
+    """Whether `bugurt install` has put its label on an object."""
+    return PART_OF.items() <= (thing["metadata"].get("labels") or {}).items()
 
 
 def kueue_version(group: Object | None) -> str:
@@ -101,11 +111,42 @@ def objects(settings: Settings, namespace: str, overlays: Iterable[str] = ()) ->
     chosen = [folder / "base", *(folder / "overlays" / name for name in overlays)]
     if settings.cluster.hub:
         chosen.append(folder / "overlays" / "hub")
+    if settings.cluster.queue:
+        chosen.append(folder / "overlays" / "kueue-roles")
     found: dict[tuple[str, str], Object] = {}
     for place in chosen:
         for thing in build(place, namespace):
             found.setdefault((thing["kind"], thing["metadata"]["name"]), thing)
-    return [_fitted(o, settings, namespace) for o in found.values()]
+    fitted = [_fitted(o, settings, namespace) for o in found.values()]
+    return [*fitted, ca_config_map(settings, namespace)] if settings.s3.ca_bundle else fitted
+
+
+def ca_config_map(settings: Settings, namespace: str) -> Object:
+    """The certificates of `ca_bundle` for the pods. Raises ConfigError for a file that holds none."""
+    meta = {"name": CA_CONFIG_MAP, "namespace": namespace, "labels": dict(PART_OF)}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {CA_KEY: _certificates(settings)}}
+
+
+def _certificates(settings: Settings) -> str:
+    path = Path(settings.s3.ca_bundle or "")
+    try:
+        data = path.read_bytes()
+        text = data.decode()
+        if "PRIVATE KEY-----" in text:
+            raise ConfigError(f"s3.ca_bundle: {path} holds a private key: name a file of certificates alone")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)  # OpenSSL itself reads it
+    except (ssl.SSLError, UnicodeDecodeError) as error:  # the first is an OSError, too
+        raise ConfigError(
+            f"s3.ca_bundle: {path} holds no certificates in PEM: convert it with `openssl x509`"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"s3.ca_bundle: cannot read {path}: {error.strerror}") from error
+    if len(data) > MAX_CA:
+        raise ConfigError(
+            f"s3.ca_bundle: {path} has {len(data)} bytes, and pods get at most {MAX_CA}: leave the server's own "
+            "authority in it"
+        )
+    return text
 
 
 def _fitted(thing: Object, settings: Settings, namespace: str) -> Object:
@@ -119,10 +160,17 @@ def _fitted(thing: Object, settings: Settings, namespace: str) -> Object:
         from jobs import __version__
 
         pod = thing["spec"]["template"]["spec"]
+        local = settings.cluster.registry.rstrip("/") == LOCAL_REGISTRY
         tag = settings.cluster.tag or __version__.replace("+", "-")
         for container in pod["containers"]:
             name = container["image"].removeprefix("bugurt/")
             container["image"] = f"{settings.cluster.registry.rstrip('/')}/{name}:{tag}"
+            for entry in container.get("env") or ():
+                reference = (entry.get("valueFrom") or {}).get("secretKeyRef") or {}
+                if reference.get("name") == "bugurt-s3" and settings.cluster.s3_secret:
+                    reference["name"] = settings.cluster.s3_secret
+            if local:
+                container["imagePullPolicy"] = "Never"  # as the stages' own: not from who has that name at docker.io
             for mount in container["volumeMounts"]:
                 if mount["name"] == "bucket" and settings.s3.bucket:
                     mount["mountPath"] = f"/data/{settings.s3.bucket}"  # the folder is the bucket

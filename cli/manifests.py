@@ -30,6 +30,10 @@ STORE_LABEL = f"{PREFIX}/store"
 OWNER_LABEL = f"{PREFIX}/owner"
 PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"
 TEMPLATES_MOUNT = "/etc/bugurt/templates"
+CA_CONFIG_MAP = "bugurt-ca"  # of `bugurt install`: the certificates of [s3] ca_bundle
+CA_KEY = "ca.crt"
+CA_MOUNT = "/etc/bugurt/ca"
+LOCAL_REGISTRY = "bugurt"  # the default of [cluster] registry: what was loaded into the nodes under that name
 RENDEZVOUS_SERVICE = "bugurt-train"  # a headless Service of k8s/base: pods that train together find each other by it
 RENDEZVOUS_PORT = 29500  # torchrun's own default
 #: Linux takes at most 128 KiB for one variable of a process; etcd 1.5 MiB for a whole object.
@@ -128,6 +132,29 @@ def image(component: Component, settings: Settings, written: str | None = None) 
     return f"{settings.cluster.registry.rstrip('/')}/{component}:{tag}"
 
 
+def is_loaded(component: Component, settings: Settings, written: str | None) -> bool:
+    """Whether nodes are to have the image already: nobody named a registry, and no image of their own.
+
+    Such a name means docker.io/bugurt to a node that lacks it, and whoever had that name there would be given the
+    bucket's key.
+    """
+    own: str | None = getattr(settings.cluster, component).image
+    named = own or (written and written != f"bugurt/{component}")
+    return not named and settings.cluster.registry.rstrip("/") == LOCAL_REGISTRY
+
+
+def stage_container(job: dict[str, Any]) -> dict[str, Any]:
+    """The container of a Job that does the work."""
+    containers: list[dict[str, Any]] = job["spec"]["template"]["spec"]["containers"]
+    return next(c for c in containers if c["name"] == CONTAINER)
+
+
+def gpus(container: Mapping[str, Any]) -> int:
+    """How many GPUs a container holds, of whatever maker."""
+    limits = (container.get("resources") or {}).get("limits") or {}
+    return sum(int(n) for name, n in limits.items() if name.endswith("/gpu") and str(n).isdigit())
+
+
 # -- the environment
 
 
@@ -142,6 +169,7 @@ def s3_env(settings: Settings) -> dict[str, str]:
         "ENDPOINT": section.endpoint_in_cluster or section.endpoint,
         "REGION": section.region,
         "PATH_STYLE": None if section.path_style is None else str(section.path_style).lower(),
+        "CA_BUNDLE": f"{CA_MOUNT}/{CA_KEY}" if section.ca_bundle else None,
     }
     return {f"BUGURT_S3_{name}": value for name, value in values.items() if value}
 
@@ -213,6 +241,16 @@ def _secrets(container: dict[str, Any], settings: Settings, *, telegram: bool) -
         container.pop("envFrom", None)
 
 
+def _trust(pod: dict[str, Any], container: dict[str, Any]) -> None:
+    """Mount the certificates of `ca_bundle`, unless the template has something of that name or in that place."""
+    volumes, mounts = pod.get("volumes") or [], container.get("volumeMounts") or []
+    if all(v.get("name") != CA_CONFIG_MAP for v in volumes):
+        pod["volumes"] = [*volumes, {"name": CA_CONFIG_MAP, "configMap": {"name": CA_CONFIG_MAP}}]
+    if all(m.get("name") != CA_CONFIG_MAP and m.get("mountPath") != CA_MOUNT for m in mounts):
+        mount = {"name": CA_CONFIG_MAP, "mountPath": CA_MOUNT, "readOnly": True}
+        container["volumeMounts"] = [*mounts, mount]
+
+
 # -- resources, several pods
 
 
@@ -278,11 +316,11 @@ def render(
 
     ``owner_uid``: of the Job that ``request.owner`` names; without it the Job belongs to nobody.
     """
-    job = load_template(request.component, settings.cluster.templates)
+    job = load_template(request.component, settings.cluster.templates or None)
     wanted: StageResources = getattr(settings.cluster, request.component)
     spec = job["spec"]
     pod = spec["template"]["spec"]
-    container = next(c for c in pod["containers"] if c["name"] == CONTAINER)
+    container = stage_container(job)
     marks = labels(request, settings)
 
     meta = job["metadata"] = {k: v for k, v in (job.get("metadata") or {}).items() if k in ("labels", "annotations")}
@@ -304,10 +342,17 @@ def render(
     env = environment(request, settings, namespace)
     if request.component == "train" and wanted.nodes and wanted.nodes > 1:
         env |= _nodes(request.name, spec, wanted.nodes)
-    container["image"] = image(request.component, settings, container.get("image"))
+    written = container.get("image")
+    container["image"] = image(request.component, settings, written)
+    if is_loaded(request.component, settings, written) and container.get("imagePullPolicy") in (None, "IfNotPresent"):
+        container["imagePullPolicy"] = "Never"
     _secrets(container, settings, telegram=bool(request.spec.get("channel")))
-    _merge_env(container, env)
     _resources(pod, container, wanted)
+    if gpus(container):
+        env["BUGURT_GPUS"] = str(gpus(container))  # so that a stage that sees none of them says so
+    _merge_env(container, env)
+    if settings.s3.ca_bundle:
+        _trust(pod, container)
 
     if request.component != "driver" and settings.cluster.queue:
         meta["labels"][QUEUE_LABEL] = settings.cluster.queue

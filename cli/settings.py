@@ -37,7 +37,9 @@ class S3Section(_Section):
     region: str | None = Field(None, description="of AWS; other servers mostly do without")
     profile: str | None = Field(None, description="a profile of ~/.aws/config")
     path_style: bool | None = Field(None, description="unset: true where there is an endpoint, as MinIO wants it")
-    ca_bundle: str | None = Field(None, description="file with the certificate authorities to trust")
+    ca_bundle: str | None = Field(
+        None, description="file with the certificate authorities to trust; `bugurt install` hands it to the pods"
+    )
     # Only from the environment (BUGURT_S3_…): a settings file is no place for them.
     access_key_id: str | None = Field(None, repr=False, exclude=True)
     secret_access_key: str | None = Field(None, repr=False, exclude=True)
@@ -55,7 +57,9 @@ class StageResources(_Section):
     node_selector: dict[str, str] = Field(default_factory=dict)
     runtime_class: str | None = Field(None, description="a RuntimeClass: 'nvidia' where GPUs need one, as on k3s")
     priority_class: str | None = Field(
-        None, description="a PriorityClass; with a queue, a WorkloadPriorityClass of Kueue"
+        None,
+        description="a PriorityClass; with a queue, a WorkloadPriorityClass of Kueue "
+        "(of the driver always a PriorityClass)",
     )
     parallelism: int | None = Field(None, ge=1, description="shards at the same time")
     nodes: int | None = Field(None, ge=1, le=64, description="train: pods that train together")
@@ -68,7 +72,10 @@ class ClusterSection(_Section):
     context: str | None = Field(None, description="of the kubeconfig; unset: the current one")
     namespace: str | None = Field(None, description="unset: that of the context, else 'bugurt'")
     queue: str | None = Field(None, description="a Kueue LocalQueue")
-    registry: str = Field("bugurt", description="registry and folder of the images: REGISTRY/STAGE:TAG")
+    registry: str = Field(
+        "bugurt",
+        description="registry and folder of the images, REGISTRY/STAGE:TAG; unset: only what was loaded into the nodes",
+    )
     tag: str | None = Field(None, description="of the images; unset: this version")
     image_pull_secret: str | None = Field(None, description="Secret with the registry's credentials")
     s3_secret: str = Field(
@@ -162,12 +169,31 @@ def load(file: Path | None = None) -> Settings:
             )
         data["root"] = file.parent
     try:
-        return Settings(**data)
+        return _placed(Settings(**data))
     except ValidationError as error:
         place = [str(part) for part in error.errors()[0]["loc"]]
         raise ConfigError(describe(error, _variable(place) or str(file or "the BUGURT_* environment"))) from error
     except (SettingsError, RecursionError) as error:
         raise ConfigError(_unreadable(error)) from error
+
+
+def _placed(settings: Settings) -> Settings:
+    """With its paths made absolute: a relative one begins at the settings file, wherever a command is given."""
+
+    def absolute(name: str, text: str) -> str:
+        try:
+            return str((settings.root / Path(text).expanduser()).absolute())
+        except RuntimeError as error:
+            raise ConfigError(f"{name}: {text!r}: there is no such user's home on this machine") from error
+
+    changes: dict[str, Any] = {}
+    if settings.s3.ca_bundle:
+        bundle = absolute("s3.ca_bundle", settings.s3.ca_bundle)
+        changes["s3"] = settings.s3.model_copy(update={"ca_bundle": bundle})
+    if settings.cluster.templates:
+        folder = absolute("cluster.templates", settings.cluster.templates)
+        changes["cluster"] = settings.cluster.model_copy(update={"templates": folder})
+    return settings.model_copy(update=changes) if changes else settings
 
 
 def origin(settings: Settings, place: list[str]) -> str:

@@ -27,18 +27,20 @@ KUBERNETES = """\
 [cluster]
 kind = "kubernetes"     # Jobs; "local": processes on this machine
 namespace = "bugurt"
-# registry = "registry.example.com/bugurt"      # where the images were pushed to
+# registry = "registry.example.com/bugurt"      # where the images were pushed to; unset: loaded into all nodes
 # image_pull_secret = "registry"
 # queue = "bugurt"      # a Kueue LocalQueue
 
 [cluster.train]
 gpu = 1                 # 0: on CPUs
+# cpu = "3"             # of 4 unless set: a node of 4 cores wants "2" or "3", for its own pods take some
 # runtime_class = "nvidia"      # on k3s
 
 [s3]
 # The bucket must be there. No endpoint: AWS.
 {bucket}# endpoint = "https://s3.example.com"                        # as this machine reaches it
 # endpoint_in_cluster = "http://minio.storage.svc:9000"      # as pods reach it, where that differs
+# ca_bundle = "ca.pem"          # of a server with a certificate of your own authority
 # prefix = "my-channel"
 # region = "us-east-1"
 """

@@ -40,15 +40,23 @@ def install(
     settings = options.settings()
     if settings.cluster.kind != "kubernetes":
         raise ConfigError('install is for clusters: set kind = "kubernetes" in the [cluster] section of bugurt.toml')
+    if s3_secret and not settings.cluster.s3_secret:
+        raise ConfigError("--s3-secret: [cluster] s3_secret is empty, so no pod would read it; take that line out")
     overlays = (["kueue"] if queue else []) + (["dev"] if dev else [])
     if dry_run:
         namespace = settings.cluster.namespace or "bugurt"
         typer.echo(to_yaml(objects(settings, namespace, overlays)), nl=False)
         if s3_secret or dev:
             say(f"and the Secret {settings.cluster.s3_secret or 'bugurt-s3'}, which is not printed", err=True)
+        if not queue and not settings.cluster.queue:
+            say("and, where Kueue is installed, the rights on its objects: k8s/overlays/kueue-roles", err=True)
         return
     access = connect(settings.cluster.context, settings.cluster.namespace)
+    if _kueue_version(access.api):
+        overlays.append("kueue-roles")
     done = apply_all(access, objects(settings, access.namespace, overlays), force=force)
+    if not settings.cluster.hub:
+        done += remove_hub(access)
     if s3_secret or dev:
         done.append(write_s3_secret(access, settings, random=dev and not s3_secret))
     if as_json:
@@ -99,7 +107,7 @@ def _kueue_version(api: Api) -> str:
 def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
     """Apply one object and tell what that did."""
     from cli.clusters.kubernetes_api import APPLY_PATCH, ApiError, Unreachable, fail
-    from cli.kustomize import path_of
+    from cli.kustomize import ENFORCE, is_ours, path_of
 
     doing = f"applying {thing['kind']} {thing['metadata']['name']}"
     path = path_of(thing)
@@ -110,6 +118,11 @@ def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
             if before is not None and not force:
                 return _line("kept", thing, "its quotas are yours to change")
             _fit_quota(api, thing)
+        if thing["kind"] == "Namespace" and before is not None and not force:
+            marks = before["metadata"].get("labels") or {}
+            if not is_ours(before) and ENFORCE not in marks:
+                how = f"kubectl label namespace {thing['metadata']['name']} {ENFORCE}=restricted"
+                return _line("kept", thing, f"restricted would hold for other people's pods, too: {how}, or --force")
         after = api.request("PATCH", path, query=query, body=thing, content_type=APPLY_PATCH)
     except Unreachable as error:
         fail(error, doing, api.host)
@@ -118,12 +131,47 @@ def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
             return _line("kept", thing, f"changed by others; --force takes it back ({error.message[:200]})")
         if error.status == 403 and thing["kind"] == "Namespace":
             return _line("kept", thing, "you may not change namespaces; ask an administrator if it is not there")
+        if error.status in (403, 404) and _is_on_queues(thing):  # 404: a RoleBinding whose Role was refused
+            return _line(
+                "kept",
+                thing,
+                "only somebody who may read Kueue's Workloads can give that right; without it nobody is told why a run "
+                "waits in its queue",
+            )
         if error.status in (401, 429) or error.status >= 500:
             fail(error, doing, api.host)
         return _line("fail", thing, error.message[:300])
     if before is None:
         return _line("created", thing, "")
     return _line("unchanged" if _same(before, after) else "changed", thing, "")
+
+
+def _is_on_queues(thing: dict[str, Any]) -> bool:
+    return thing["kind"] in ("Role", "RoleBinding") and thing["metadata"]["name"].endswith("-kueue")
+
+
+def remove_hub(access: Access) -> list[dict[str, str]]:
+    """Close the way to the hub that an earlier `hub = true` has opened; a line if there was one of ours."""
+    from cli.clusters.kubernetes_api import ApiError, Unreachable, fail
+    from cli.kustomize import is_ours, path_of
+
+    meta = {"name": "bugurt-hub", "namespace": access.namespace}
+    thing = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": meta}
+    path, doing = path_of(thing), "removing NetworkPolicy bugurt-hub"
+    try:
+        found = _look(access.api, path)
+        if found is None or not is_ours(found):
+            return []
+        access.api.request("DELETE", path)
+    except Unreachable as error:
+        fail(error, doing, access.api.host)
+    except ApiError as error:
+        if error.status == 404:  # somebody else was faster
+            return []
+        if error.status in (401, 429) or error.status >= 500:
+            fail(error, doing, access.api.host)
+        return [_line("fail", thing, f"hub is not set, and pods may still reach it: {error.message[:300]}")]
+    return [_line("removed", thing, "hub is not set any more")]
 
 
 def _same(before: dict[str, Any], after: dict[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from cli import manifests
 from cli.clusters.base import JobRequest, job_name
-from cli.kustomize import build, kueue_version, objects, quantity, quota_of, s3_egress
+from cli.kustomize import KUEUE, build, kueue_version, objects, quantity, quota_of, s3_egress
 from cli.settings import ClusterSection, Settings, load
 from jobs.specs import (
     FATAL_CODES,
@@ -396,6 +396,122 @@ def test_any_owner_makes_a_label(owner: str) -> None:
     assert found is None or re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", found)
 
 
+def test_a_stage_that_holds_gpus_is_told_how_many(tmp_path: Path) -> None:
+    """A pod that asks for GPUs and sees none (no runtime class on k3s) is to end with a sentence and not to crawl."""
+
+    def told(name: str, **cluster: Any) -> str | None:
+        return env_of(render(name, cluster_settings(**cluster))).get("BUGURT_GPUS")
+
+    assert told("train") == "1"
+    assert told("train", train={"gpu": 4}) == "4"
+    assert told("train", train={"gpu": 0}) is None
+    assert [told(name) for name in ("driver", "scrape", "preprocess", "generate")] == [None] * 4
+    assert told("generate-shards", generate={"gpu": 2}) == "2"
+    text = (manifests.builtin_folder() / "jobs" / "train.yaml").read_text(encoding="utf-8")
+    (tmp_path / "train.yaml").write_text(text.replace("nvidia.com/gpu: 1", 'amd.com/gpu: "3"'), encoding="utf-8")
+    assert told("train", templates=str(tmp_path)) == "3"
+
+
+def test_an_image_without_a_registry_is_never_pulled(tmp_path: Path) -> None:
+    """docker.io/bugurt is anybody's: a node that lacks the image must not fetch one from there and give it the key."""
+
+    def policy(name: str, **cluster: Any) -> str:
+        return str(container_of(render(name, cluster_settings(**cluster)))["imagePullPolicy"])
+
+    assert {policy(name) for name in SPECS} == {"Never"}
+    assert {policy(name, tag="1.2.3") for name in SPECS} == {"Never"}
+    assert {policy(name, registry="registry.example.org/team") for name in SPECS} == {"IfNotPresent"}
+    assert policy("train", registry="docker.io/bugurt") == "IfNotPresent"  # who says so means it
+    assert policy("train", train={"image": "me/train:7"}) == "IfNotPresent"
+    text = (manifests.builtin_folder() / "jobs" / "train.yaml").read_text(encoding="utf-8")
+    (tmp_path / "train.yaml").write_text(text.replace("bugurt/train #", "me/train:7 #"), encoding="utf-8")
+    assert policy("train", templates=str(tmp_path)) == "IfNotPresent"
+    (tmp_path / "scrape.yaml").write_text(
+        (manifests.builtin_folder() / "jobs" / "scrape.yaml")
+        .read_text(encoding="utf-8")
+        .replace("IfNotPresent", "Always")
+    )
+    assert policy("scrape", templates=str(tmp_path)) == "Always"
+
+    def server(**cluster: Any) -> str:
+        (found,) = [o for o in objects(cluster_settings(**cluster), "bugurt", ["dev"]) if o["kind"] == "Deployment"]
+        return str(container_of({"spec": found["spec"]})["imagePullPolicy"])
+
+    assert (server(), server(registry="registry.example.org/team")) == ("Never", "IfNotPresent")
+
+
+# -- a bucket whose certificate is of one's own authority
+
+
+def authorities(path: Path, count: int = 1) -> Path:
+    """A file with certificates that a TLS library takes: the first ones of botocore's own."""
+    import botocore
+
+    text = (Path(botocore.__file__).parent / "cacert.pem").read_text(encoding="utf-8")
+    found = re.findall(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----\n", text, re.DOTALL)
+    path.write_text("".join(found[:count]))
+    return path
+
+
+def trusting(path: Path, **cluster: Any) -> Settings:
+    settings = cluster_settings(**cluster)
+    return settings.model_copy(update={"s3": settings.s3.model_copy(update={"ca_bundle": str(path)})})
+
+
+def test_certificate_authorities_reach_every_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = trusting(authorities(tmp_path / "ca.pem"))
+    (config,) = [o for o in objects(settings, "team-a", ["dev"]) if o["kind"] == "ConfigMap"]
+    assert config["metadata"]["name"] == "bugurt-ca" and config["metadata"]["namespace"] == "team-a"
+    assert config["data"] == {"ca.crt": (tmp_path / "ca.pem").read_text()}
+    strict(config, VERSIONS[0])
+    for name in SPECS:
+        job = render(name, settings)
+        strict(job, VERSIONS[0])
+        assert env_of(job)["BUGURT_S3_CA_BUNDLE"] == "/etc/bugurt/ca/ca.crt"
+        assert {"name": "bugurt-ca", "configMap": {"name": "bugurt-ca"}} in job["spec"]["template"]["spec"]["volumes"]
+        mount = {"name": "bugurt-ca", "mountPath": "/etc/bugurt/ca", "readOnly": True}
+        assert mount in container_of(job)["volumeMounts"]
+        assert "BUGURT_S3_CA_BUNDLE" not in env_of(render(name))
+    for name, value in env_of(render("driver", settings)).items():
+        monkeypatch.setenv(name, value)
+    found = load()  # in the driver's pod, which makes the stages' Jobs
+    assert render("train", found) == render("train", settings.model_copy(update={"owner": found.owner}))
+
+
+def test_a_template_with_certificates_of_its_own_keeps_them(tmp_path: Path) -> None:
+    text = (manifests.builtin_folder() / "jobs" / "train.yaml").read_text(encoding="utf-8")
+    text = text.replace(
+        "          volumeMounts:\n", "          volumeMounts:\n            - {name: mine, mountPath: /etc/bugurt/ca}\n"
+    )
+    text = text.replace("      volumes:\n", "      volumes:\n        - {name: mine, secret: {secretName: my-ca}}\n")
+    (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
+    job = render("train", trusting(authorities(tmp_path / "ca.pem"), templates=str(tmp_path)))
+    assert [m["name"] for m in container_of(job)["volumeMounts"] if m["mountPath"] == "/etc/bugurt/ca"] == ["mine"]
+    strict(job, VERSIONS[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read "),
+        (b"\x30\x82\x01\x0a", "holds no certificates in PEM"),
+        (b"hello\n", "holds no certificates in PEM"),
+        (b"-----BEGIN CERTIFICATE-----\nhello\n-----END CERTIFICATE-----\n", "holds no certificates in PEM"),
+        (b"-----BEGIN PRIVATE KEY-----\n", "holds a private key"),
+        ("large", "pods get at most 900000"),
+    ],
+)
+def test_a_file_that_pods_cannot_be_given_is_one_sentence(tmp_path: Path, content: Any, words: str) -> None:
+    path = tmp_path / "ca.pem"
+    if content == "large":
+        authorities(path)
+        path.write_text(path.read_text() + "# a comment\n" * 80_000)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"^s3\.ca_bundle: .*{words}"):
+        objects(trusting(path), "bugurt")
+
+
 # -- templates of one's own
 
 
@@ -482,7 +598,7 @@ def by_name(things: list[Object]) -> dict[tuple[str, str], Object]:
 
 
 @pytest.mark.skipif(KUBECTL is None, reason="kubectl is not installed")
-@pytest.mark.parametrize("folder", ["base", "overlays/kueue", "overlays/dev", "overlays/hub"])
+@pytest.mark.parametrize("folder", ["base", "overlays/kueue", "overlays/kueue-roles", "overlays/dev", "overlays/hub"])
 @pytest.mark.parametrize("namespace", [None, "team-a"])
 def test_kustomize_is_understood_as_kubectl_does(folder: str, namespace: str | None, tmp_path: Path) -> None:
     place = manifests.builtin_folder() / folder
@@ -596,8 +712,9 @@ def test_the_drivers_role_is_no_wider_than_what_it_calls() -> None:
         pass
     cluster.annotate(made.name, {"artifact": MODEL})
     cluster.create(request_for("train", owner="run-a-driver-0123abcd"))
-    role = next(o for o in objects(cluster_settings(), "bugurt") if o["kind"] == "Role")
-    allowed = {(r, v) for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]}
+    found = [o for o in objects(cluster_settings(queue="bugurt"), "bugurt") if o["kind"] == "Role"]
+    rules = [r for o in found if o["metadata"]["name"].startswith("bugurt-driver") for r in o["rules"]]
+    allowed = {(r, v) for rule in rules for r in rule["resources"] for v in rule["verbs"]}
     verbs = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
     used = set()
     for call in cluster.plane.calls:
@@ -609,6 +726,30 @@ def test_the_drivers_role_is_no_wider_than_what_it_calls() -> None:
         used.add((match[1], verb))
     assert used <= allowed
     assert allowed - used <= {("pods", "get"), ("events", "get"), ("workloads", "get")}  # the singular of a list
+
+
+def test_rights_on_queues_are_roles_of_their_own() -> None:
+    """Nobody can give a right that they do not hold, and an administrator of a namespace holds none on Kueue's."""
+
+    def on_queues(**cluster: Any) -> set[str]:
+        roles = [o for o in objects(cluster_settings(**cluster), "bugurt") if o["kind"] == "Role"]
+        return {o["metadata"]["name"] for o in roles for r in o["rules"] if KUEUE in r["apiGroups"]}
+
+    assert on_queues() == set()
+    assert on_queues(queue="bugurt") == {"bugurt-driver-kueue", "bugurt-user-kueue"}
+    for thing in objects(cluster_settings(queue="bugurt"), "bugurt"):
+        if thing["metadata"]["name"].endswith("-kueue") and thing["kind"] == "Role":
+            assert all(rule["apiGroups"] == [KUEUE] for rule in thing["rules"])
+
+
+def test_a_user_may_look_at_the_certificates_and_at_no_other_config_map() -> None:
+    (role,) = [
+        o for o in objects(cluster_settings(), "b") if (o["kind"], o["metadata"]["name"]) == ("Role", "bugurt-user")
+    ]
+    rules = [r for r in role["rules"] if r["resources"] == ["configmaps"] and r["verbs"] != ["create"]]
+    assert rules == [
+        {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [manifests.CA_CONFIG_MAP], "verbs": ["get"]}
+    ]
 
 
 def test_quotas_are_what_the_nodes_have() -> None:

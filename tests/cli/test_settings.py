@@ -58,6 +58,23 @@ def test_a_stages_field_that_is_wrong_is_named_with_its_place(
         build_run(store, load(), ("train",), {"train": {"epochs": 1}}, ["train.seed=x"])
 
 
+def test_paths_begin_at_the_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    monkeypatch.setenv("HOME", "/home/me")
+
+    def places(templates: str, bundle: str) -> tuple[str | None, str | None]:
+        text = f'[cluster]\ntemplates = "{templates}"\n[s3]\nca_bundle = "{bundle}"\n'
+        (tmp_path / "bugurt.toml").write_text(text)
+        found = load()
+        return found.cluster.templates, found.s3.ca_bundle
+
+    assert places("my", "ca.pem") == (str(tmp_path / "my"), str(tmp_path / "ca.pem"))
+    assert places("~/my", "/etc/ca.pem") == ("/home/me/my", "/etc/ca.pem")
+    with pytest.raises(ConfigError, match=r"^s3.ca_bundle: '~nobody-of-that-name/ca.pem': there is no such user"):
+        places("my", "~nobody-of-that-name/ca.pem")
+
+
 def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     (tmp_path / "bugurt.toml").write_bytes(b"\xef\xbb\xbf[train]\nepochs = 3\n")  # Notepad's
     assert load().train == {"epochs": 3}
