@@ -12,7 +12,7 @@ from typing import Any
 
 from cli.clusters.kubernetes_api import Access
 from tests.conftest import ROOT
-from tests.e2e.real import CONTEXT, wait_for
+from tests.e2e.real import CONTEXT, COPY, PULL_SECRET, wait_for
 
 EXPORT = ROOT / "examples" / "channel"
 #: What a small node of a trial has room for; a GPU is not among it.
@@ -30,10 +30,11 @@ class Project:
 
     def settle_in(self, bucket: str, registry: str, tag: str) -> None:
         """Write the bugurt.toml: the cluster of the tests, and the bucket of ``install --dev``."""
-        context = f"context = {json.dumps(CONTEXT)}\n" if CONTEXT else ""
+        more = f"context = {json.dumps(CONTEXT)}\n" if CONTEXT else ""
+        more += f'image_pull_secret = "{COPY}"\n' if PULL_SECRET else ""
         (self.folder / "bugurt.toml").write_text(
             f'[s3]\nbucket = "{bucket}"\nendpoint_in_cluster = "http://bugurt-bucket:9000"\n'
-            f'[cluster]\nkind = "kubernetes"\nnamespace = "{self.access.namespace}"\n{context}'
+            f'[cluster]\nkind = "kubernetes"\nnamespace = "{self.access.namespace}"\n{more}'
             f'registry = "{registry}"\ntag = "{tag}"\n'
             + "".join(f"{stage} = {{ {SMALL} }}\n" for stage in ("scrape", "preprocess", "train", "generate"))
         )

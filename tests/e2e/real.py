@@ -6,6 +6,7 @@ BUGURT_E2E_CONTEXT=kind-kind              a context of the kubeconfig; unset: th
 BUGURT_E2E_REGISTRY=localhost:5001/bugurt where nodes find the images REGISTRY/NAME:TAG
 BUGURT_E2E_TAG=0.1.0                      unset, both: what was loaded into all nodes as bugurt/NAME:VERSION
 BUGURT_E2E_PYTHON=python:3.12-slim        an image with Python, for the contract suite where ours are not to be had
+BUGURT_E2E_PULL_SECRET=team/registry      NAMESPACE/NAME of a Secret for a registry that asks for one; it is copied
 
 Without a cluster in reach the tests are skipped, and those that need images without them; each says why.
 """
@@ -30,6 +31,7 @@ from cli.clusters.kubernetes_api import Access, ApiError, HttpApi, Unreachable, 
 from cli.clusters.kubernetes_objects import conditions
 from cli.commands.install import apply_all
 from cli.kustomize import objects
+from cli.manifests import LOCAL_REGISTRY
 from jobs import __version__
 from jobs.specs import ConfigError
 from tests.cli.fake_cluster import cluster_settings
@@ -37,6 +39,8 @@ from tests.cli.worlds import RealWorld
 
 Object = dict[str, Any]
 CONTEXT = os.environ.get("BUGURT_E2E_CONTEXT") or None
+PULL_SECRET = os.environ.get("BUGURT_E2E_PULL_SECRET") or None
+COPY = "e2e-registry"  # what the copy of that Secret is called
 PULL_WAIT = 900.0  # seconds: the image of train has gigabytes
 ROOM_WAIT = 60.0  # seconds for a node to have room for a pod that asks for next to nothing
 #: All images, and a command that shows that one of them is there.
@@ -44,6 +48,7 @@ IMAGES = {name: ["python", "-c", "pass"] for name in ("driver", "scrape", "prepr
 IMAGES["s3"] = ["rclone", "version"]
 #: What a container waits for in vain: an image, or the program in it.
 _FINAL = {"ImagePullBackOff", "ErrImageNeverPull", "InvalidImageName", "CreateContainerError"}
+_FINAL |= {"CreateContainerConfigError"}
 _RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -97,6 +102,8 @@ def own_namespace() -> Iterator[Access]:
         # A controller makes it. The server refuses pods until then, and waits for it no longer than a second or two.
         account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
         wait_for("the namespace's account", lambda: _there(found, account), 60, every=0.2)
+        if PULL_SECRET is not None:
+            _copy_secret(found, PULL_SECRET)
         yield found
     finally:
         found.api.request("DELETE", f"/api/v1/namespaces/{name}")
@@ -108,6 +115,18 @@ def _there(found: Access, path: str) -> Object | None:
     except ApiError as error:
         assert error.status == 404, error
         return None
+
+
+def _copy_secret(found: Access, named: str) -> None:
+    """A pull Secret is of the namespace that its pods are of."""
+    home, _, name = named.rpartition("/")
+    try:
+        theirs = found.api.request("GET", f"/api/v1/namespaces/{home or 'default'}/secrets/{name}")
+    except ApiError as error:
+        pytest.fail(f"BUGURT_E2E_PULL_SECRET={named}: {error.message}; write NAMESPACE/NAME of a Secret that is there")
+    body = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": COPY}}
+    body |= {"type": theirs.get("type", "kubernetes.io/dockerconfigjson"), "data": theirs.get("data") or {}}
+    found.api.request("POST", f"/api/v1/namespaces/{found.namespace}/secrets", body=body)
 
 
 def install_base(found: Access) -> None:
@@ -141,10 +160,10 @@ def as_account(found: Access, account: str) -> HttpApi:
 
 def images() -> tuple[str, str, str]:
     """Registry and tag of the images, and how nodes come by them (an ``imagePullPolicy``)."""
-    registry, tag = os.environ.get("BUGURT_E2E_REGISTRY"), os.environ.get("BUGURT_E2E_TAG")
-    if registry or tag:
-        return registry or "bugurt", tag or __version__.replace("+", "-"), "IfNotPresent"
-    return "bugurt", __version__.replace("+", "-"), "Never"  # never from whoever has that name at docker.io
+    registry = os.environ.get("BUGURT_E2E_REGISTRY") or LOCAL_REGISTRY
+    tag = os.environ.get("BUGURT_E2E_TAG") or __version__.replace("+", "-")
+    # Never from whoever has that name at docker.io; `bugurt` says the same of its own pods.
+    return registry, tag, "Never" if registry == LOCAL_REGISTRY else "IfNotPresent"
 
 
 def need_images(found: Access) -> tuple[str, str]:
@@ -154,8 +173,9 @@ def need_images(found: Access) -> tuple[str, str]:
     reason = _why_not(found, wanted)
     if reason:
         pytest.skip(
-            f"no images ({reason}): set BUGURT_E2E_REGISTRY and BUGURT_E2E_TAG to where nodes find them, or load "
-            f"{', '.join(IMAGES)} into all nodes as bugurt/NAME:{__version__}"
+            f"no images ({reason}): set BUGURT_E2E_REGISTRY and BUGURT_E2E_TAG to where nodes find them "
+            f"(BUGURT_E2E_PULL_SECRET, too, for a registry that asks for credentials), or load {', '.join(IMAGES)} "
+            f"into all nodes as {LOCAL_REGISTRY}/NAME:{tag}"
         )
     return registry, tag
 
@@ -182,7 +202,8 @@ def _why_not(found: Access, wanted: tuple[tuple[str, tuple[str, ...], str], ...]
     """Why images do not run on each node that takes pods, or nothing; tried once."""
     if wanted not in _KNOWN:
         probes = [_probe(found, wanted, node) for node in _nodes(found)]
-        reasons = [r for r in (_outcome(found, name) for name in probes) if r]
+        end = time.monotonic() + PULL_WAIT  # all nodes pull at the same time
+        reasons = [r for r in (_outcome(found, name, end) for name in probes) if r]
         _KNOWN[wanted] = reasons[0] if reasons else ""
     return _KNOWN[wanted]
 
@@ -213,18 +234,21 @@ def _probe(found: Access, wanted: tuple[tuple[str, tuple[str, ...], str], ...], 
     whole = {"runAsNonRoot": True, "runAsUser": 10001, "seccompProfile": {"type": "RuntimeDefault"}}
     spec: Object = {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": containers}
     spec |= {"securityContext": whole, **({"nodeSelector": {"kubernetes.io/hostname": node}} if node else {})}
+    if PULL_SECRET is not None:
+        spec["imagePullSecrets"] = [{"name": COPY}]
     meta = {"name": name, "namespace": found.namespace}
     body = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
     found.api.request("POST", f"/api/v1/namespaces/{found.namespace}/pods", body=body)
     return name
 
 
-def _outcome(found: Access, name: str) -> str:
-    """Why a probe does not run, or nothing once it has."""
+def _outcome(found: Access, name: str, end: float) -> str:
+    """Why a probe has not run by then, or nothing once it has; the probe is gone afterwards."""
+    path = f"/api/v1/namespaces/{found.namespace}/pods/{name}"
     patient_until = time.monotonic() + ROOM_WAIT
 
     def look() -> str | None:
-        pod = found.api.request("GET", f"/api/v1/namespaces/{found.namespace}/pods/{name}")
+        pod = found.api.request("GET", path)
         status = pod["status"]
         if status.get("phase") == "Succeeded":
             return "ran"
@@ -236,11 +260,21 @@ def _outcome(found: Access, name: str) -> str:
             if waiting.get("reason") in _FINAL:
                 return f"{container['image']}: {waiting.get('message') or waiting['reason']}"
         assert status.get("phase") != "Failed", f"an image is there and does not run: {status}"
-        return None
+        return f"not pulled within {PULL_WAIT:.0f} s" if time.monotonic() > end else None
 
-    found_out = str(wait_for("an image to be pulled", look, PULL_WAIT))
-    found.api.request("DELETE", f"/api/v1/namespaces/{found.namespace}/pods/{name}")
+    try:
+        found_out = str(wait_for("an image to be pulled", look, PULL_WAIT + ROOM_WAIT))
+    finally:
+        delete(found, path)
     return "" if found_out == "ran" else " ".join(found_out.split())[:300]
+
+
+def delete(found: Access, path: str) -> None:
+    """Delete something that may be gone, or may never have come to be."""
+    try:
+        found.api.request("DELETE", path)
+    except ApiError as error:
+        assert error.status == 404, error
 
 
 # -- places
@@ -253,7 +287,7 @@ def real_world(folder: Path) -> Iterator[RealWorld]:
         image, policy = python_image(found)
         install_base(found)
         run = f"e2e-{secrets.token_hex(3)}"
-        yield RealWorld(folder, found.namespace, run, image, policy, CONTEXT)
+        yield RealWorld(folder, found.namespace, run, image, policy, CONTEXT, COPY if PULL_SECRET else None)
 
 
 def free_port() -> int:

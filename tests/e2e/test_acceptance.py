@@ -24,7 +24,7 @@ from cli.kustomize import KUEUE, kueue_version, objects, path_of
 from jobs.specs import ConfigError
 from tests.cli.fake_cluster import cluster_settings
 from tests.cli.test_manifests import SETTINGS, SPECS, request
-from tests.cli.worlds import write_templates
+from tests.cli.worlds import bounded, write_templates
 from tests.conftest import S3Server
 from tests.e2e.project import EXPORT, Project
 from tests.e2e.real import as_account, install_base, kubectl, own_namespace, wait_for
@@ -123,7 +123,7 @@ def test_the_templates_are_accepted_as_they_lie_there(installed: Project, compon
     installed.access.api.request("POST", path, query=STRICT, body=manifests.load_template(component))
 
 
-@pytest.mark.parametrize("overlays", [[], ["dev"], ["kueue"]], ids=lambda v: "+".join(v) or "base")
+@pytest.mark.parametrize("overlays", [[], ["dev"], ["kueue-roles"], ["kueue"]], ids=lambda v: "+".join(v) or "base")
 @pytest.mark.parametrize("hub", [False, True])
 def test_everything_installed_is_accepted(installed: Project, overlays: list[str], hub: bool) -> None:
     access = installed.access
@@ -161,7 +161,7 @@ def test_kubectl_applies_what_is_printed(installed: Project) -> None:
         assert "unknown field" not in done.stderr
 
 
-@pytest.mark.parametrize("folder", ["base", "overlays/dev", "overlays/hub", "overlays/kueue"])
+@pytest.mark.parametrize("folder", ["base", "overlays/dev", "overlays/hub", "overlays/kueue-roles", "overlays/kueue"])
 def test_kubectl_applies_the_folders(installed: Project, folder: str, tmp_path: Path) -> None:
     import shutil
 
@@ -267,7 +267,7 @@ def test_asking_twice_makes_one_job_and_a_deleted_one_is_made_anew(cluster: Kube
     cluster.create(wanted)
     assert cluster._call("reading", "GET", f"{cluster._jobs}/{wanted.name}")["metadata"]["uid"] != uid
     cluster.delete(wanted.name)
-    list(cluster.watch(wanted.name))
+    bounded(f"Job {wanted.name} to be gone", lambda: cluster.watch(wanted.name), 120)
     assert cluster.get(wanted.name) is None
     wait_for("the pods' end", lambda: not cluster.pods(wanted.name), 60)
 
