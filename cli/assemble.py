@@ -99,12 +99,12 @@ def offline(settings: Settings) -> bool:
     return settings.cluster.kind == "kubernetes" and not settings.cluster.hub
 
 
-def remirrored(store: ArtifactStore, spec: RunSpec) -> RunSpec:
-    """The run with the mirror of its hub model, where that has come to the bucket since."""
-    found = {}
-    for stage in ("preprocess", "train"):
-        asked: PreprocessSpec | TrainSpec | None = getattr(spec, stage)
-        if asked is not None and asked.base_model is None:
+def remirrored(store: ArtifactStore, spec: RunSpec, stages: Iterable[StageName]) -> RunSpec:
+    """The run whose ``stages`` take the mirror of their hub model, where that has come to the bucket since."""
+    found: dict[str, PreprocessSpec | TrainSpec] = {}
+    for stage in stages:
+        asked = spec.spec(stage)
+        if isinstance(asked, PreprocessSpec | TrainSpec) and asked.base_model is None:
             found[stage] = asked.model_copy(update=resolve_model(store, asked.model_dump()))
     return spec.model_copy(update=found)
 

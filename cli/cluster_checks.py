@@ -197,7 +197,7 @@ class ClusterChecks(NodeChecks):
 
     def certificates(self) -> Iterator[Finding]:
         """Whether pods are given the same certificate authorities as this machine is."""
-        if not self.settings.s3.ca_bundle:
+        if not self.settings.s3.ca_for_pods:
             return
         name = manifests.CA_CONFIG_MAP
         wanted = ca_config_map(self.settings, self.namespace)["data"]
@@ -265,11 +265,12 @@ class ClusterChecks(NodeChecks):
             )
         if queue or not (answer.get("spec") or {}).get("suspend"):
             return None
-        exempt = f"exempt namespace {self.namespace} by managedJobsNamespaceSelector in Kueue's configuration"
+        todo = own
+        if not self.settings.cluster.queue:  # an exempt namespace is one where nothing can be queued
+            exempt = f"exempt namespace {self.namespace} by managedJobsNamespaceSelector in Kueue's configuration"
+            todo = f"{exempt}; or {own if component == 'driver' else 'name a LocalQueue in cluster.queue'}"
         return fail(
-            where,
-            "it would never start: Kueue holds Jobs without a queue back (manageJobsWithoutQueueName)",
-            f"{exempt}, or {own}" if component == "driver" else f"name a LocalQueue in cluster.queue, or {exempt}",
+            where, "it would never start: Kueue holds Jobs without a queue back (manageJobsWithoutQueueName)", todo
         )
 
     # -- where they run

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from cli.manifests import CA_CONFIG_MAP, CA_KEY, LOCAL_REGISTRY, builtin_folder
+from cli.manifests import CA_CONFIG_MAP, CA_KEY, builtin_folder, set_image
 from jobs.specs import ConfigError
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def objects(settings: Settings, namespace: str, overlays: Iterable[str] = ()) ->
         for thing in build(place, namespace):
             found.setdefault((thing["kind"], thing["metadata"]["name"]), thing)
     fitted = [_fitted(o, settings, namespace) for o in found.values()]
-    return [*fitted, ca_config_map(settings, namespace)] if settings.s3.ca_bundle else fitted
+    return [*fitted, ca_config_map(settings, namespace)] if settings.s3.ca_for_pods else fitted
 
 
 def ca_config_map(settings: Settings, namespace: str) -> Object:
@@ -157,20 +157,13 @@ def _fitted(thing: Object, settings: Settings, namespace: str) -> Object:
     if (thing["kind"], thing["metadata"]["name"]) == ("LocalQueue", "bugurt") and settings.cluster.queue:
         thing["metadata"]["name"] = settings.cluster.queue
     if thing["kind"] == "Deployment":
-        from jobs import __version__
-
         pod = thing["spec"]["template"]["spec"]
-        local = settings.cluster.registry.rstrip("/") == LOCAL_REGISTRY
-        tag = settings.cluster.tag or __version__.replace("+", "-")
         for container in pod["containers"]:
-            name = container["image"].removeprefix("bugurt/")
-            container["image"] = f"{settings.cluster.registry.rstrip('/')}/{name}:{tag}"
+            set_image(container, container["image"].removeprefix("bugurt/"), settings)
             for entry in container.get("env") or ():
                 reference = (entry.get("valueFrom") or {}).get("secretKeyRef") or {}
                 if reference.get("name") == "bugurt-s3" and settings.cluster.s3_secret:
                     reference["name"] = settings.cluster.s3_secret
-            if local:
-                container["imagePullPolicy"] = "Never"  # as the stages' own: not from who has that name at docker.io
             for mount in container["volumeMounts"]:
                 if mount["name"] == "bucket" and settings.s3.bucket:
                     mount["mountPath"] = f"/data/{settings.s3.bucket}"  # the folder is the bucket

@@ -121,26 +121,20 @@ def selector(settings: Settings, run: str | None = None) -> str:
     return ",".join([*parts, f"{RUN_LABEL}={run}"] if run is not None else parts)
 
 
-def image(component: Component, settings: Settings, written: str | None = None) -> str:
-    """The image: of ``[cluster.STAGE] image``, else the one written into the template, else REGISTRY/STAGE:TAG."""
-    own: str | None = getattr(settings.cluster, component).image
-    if own:
-        return own
-    if written and written != f"bugurt/{component}":
-        return written
-    tag = settings.cluster.tag or __version__.replace("+", "-")
-    return f"{settings.cluster.registry.rstrip('/')}/{component}:{tag}"
+def set_image(container: dict[str, Any], name: str, settings: Settings, own: str | None = None) -> None:
+    """Write a container's image: ``own`` (of the settings), else the template's own, else REGISTRY/``name``:TAG.
 
-
-def is_loaded(component: Component, settings: Settings, written: str | None) -> bool:
-    """Whether nodes are to have the image already: nobody named a registry, and no image of their own.
-
-    Such a name means docker.io/bugurt to a node that lacks it, and whoever had that name there would be given the
-    bucket's key.
+    Where nobody named a registry, nodes must have the image: to a node that lacks it such a name means
+    docker.io/bugurt, and whoever had that name there would be given the bucket's key.
     """
-    own: str | None = getattr(settings.cluster, component).image
-    named = own or (written and written != f"bugurt/{component}")
-    return not named and settings.cluster.registry.rstrip("/") == LOCAL_REGISTRY
+    written = container.get("image")
+    if own or (written and written != f"bugurt/{name}"):
+        container["image"] = own or written
+        return
+    registry = settings.cluster.registry.rstrip("/")
+    container["image"] = f"{registry}/{name}:{settings.cluster.tag or __version__.replace('+', '-')}"
+    if registry == LOCAL_REGISTRY and container.get("imagePullPolicy") in (None, "IfNotPresent"):
+        container["imagePullPolicy"] = "Never"
 
 
 def stage_container(job: dict[str, Any]) -> dict[str, Any]:
@@ -169,7 +163,7 @@ def s3_env(settings: Settings) -> dict[str, str]:
         "ENDPOINT": section.endpoint_in_cluster or section.endpoint,
         "REGION": section.region,
         "PATH_STYLE": None if section.path_style is None else str(section.path_style).lower(),
-        "CA_BUNDLE": f"{CA_MOUNT}/{CA_KEY}" if section.ca_bundle else None,
+        "CA_BUNDLE": f"{CA_MOUNT}/{CA_KEY}" if section.ca_for_pods else None,
     }
     return {f"BUGURT_S3_{name}": value for name, value in values.items() if value}
 
@@ -342,16 +336,13 @@ def render(
     env = environment(request, settings, namespace)
     if request.component == "train" and wanted.nodes and wanted.nodes > 1:
         env |= _nodes(request.name, spec, wanted.nodes)
-    written = container.get("image")
-    container["image"] = image(request.component, settings, written)
-    if is_loaded(request.component, settings, written) and container.get("imagePullPolicy") in (None, "IfNotPresent"):
-        container["imagePullPolicy"] = "Never"
+    set_image(container, request.component, settings, wanted.image)
     _secrets(container, settings, telegram=bool(request.spec.get("channel")))
     _resources(pod, container, wanted)
     if gpus(container):
         env["BUGURT_GPUS"] = str(gpus(container))  # so that a stage that sees none of them says so
     _merge_env(container, env)
-    if settings.s3.ca_bundle:
+    if settings.s3.ca_for_pods:
         _trust(pod, container)
 
     if request.component != "driver" and settings.cluster.queue:

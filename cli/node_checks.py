@@ -54,6 +54,11 @@ def homes(nodes: Iterable[Object], pod: Mapping[str, Any]) -> list[Object]:
     return [n for n in nodes if has_labels(n, pod) and not untolerated(n, pod)]
 
 
+def gpus_of(node: Object) -> int:
+    """The GPUs of a node, of whatever maker."""
+    return sum(int(n) for name, n in allocatable([node]).items() if name.endswith("/gpu"))
+
+
 def has_image(node: Mapping[str, Any], image: str) -> bool:
     """Whether a node's list (of 50 images unless its kubelet is told otherwise) holds an image."""
     status = node.get("status") or {}
@@ -107,7 +112,7 @@ class NodeChecks:
         if self.nodes is None:
             yield warn("gpu", "you may not list nodes, so their GPUs cannot be counted")
             return
-        per_node = [sum(int(n) for k, n in allocatable([node]).items() if k.endswith("/gpu")) for node in self.nodes]
+        per_node = [gpus_of(node) for node in self.nodes]
         total, most = sum(per_node), max(per_node, default=0)
         text = f"{total} on {sum(1 for n in per_node if n)} of {len(self.nodes)} nodes"
         too_many = {stage: n for stage, n in asked.items() if n > most}
@@ -164,7 +169,16 @@ class NodeChecks:
                 f"tolerations in [cluster], or node_selector in [cluster.{component}]",
             )
             return
-        have = [allocatable([node]) for node in fitting]
+        gpus = manifests.gpus(container)
+        with_gpus = [node for node in fitting if gpus_of(node) >= gpus]
+        if nodes and not with_gpus and any(gpus_of(node) >= gpus for node in nodes):  # else `gpu` says it
+            yield fail(
+                "room",
+                f"{component} asks for {gpus} GPU{'s' * (gpus > 1)}, and no node that has so many takes its pods",
+                f"tolerations in [cluster], or node_selector in [cluster.{component}]",
+            )
+            return
+        have = [allocatable([node]) for node in with_gpus or fitting]
         requests = (container.get("resources") or {}).get("requests") or {}
         for resource, setting in (("cpu", "cpu"), ("memory", "memory"), ("ephemeral-storage", "disk")):
             asked = requests.get(resource)

@@ -40,6 +40,12 @@ class S3Section(_Section):
     ca_bundle: str | None = Field(
         None, description="file with the certificate authorities to trust; `bugurt install` hands it to the pods"
     )
+
+    @property
+    def ca_for_pods(self) -> str | None:
+        """``ca_bundle``, unless pods reach the bucket by plain HTTP and have no use for it."""
+        return None if (self.endpoint_in_cluster or self.endpoint or "").startswith("http://") else self.ca_bundle
+
     # Only from the environment (BUGURT_S3_…): a settings file is no place for them.
     access_key_id: str | None = Field(None, repr=False, exclude=True)
     secret_access_key: str | None = Field(None, repr=False, exclude=True)
@@ -59,7 +65,7 @@ class StageResources(_Section):
     priority_class: str | None = Field(
         None,
         description="a PriorityClass; with a queue, a WorkloadPriorityClass of Kueue "
-        "(of the driver always a PriorityClass)",
+        "(of the driver, which is in no queue, always a PriorityClass)",
     )
     parallelism: int | None = Field(None, ge=1, description="shards at the same time")
     nodes: int | None = Field(None, ge=1, le=64, description="train: pods that train together")

@@ -30,6 +30,7 @@ from cli.clusters.kubernetes_api import (
 from cli.clusters.kubernetes_logs import follow_logs, read_logs
 from cli.clusters.kubernetes_objects import PREFIX, QUEUE_LABEL
 from cli.clusters.kubernetes_status import job_state, job_status
+from cli.clusters.kubernetes_waits import HIDDEN
 from cli.kustomize import KUEUE, kueue_version
 from cli.settings import Settings
 from jobs.specs import ConfigError, Interrupted, SpecError, TemporaryError
@@ -373,7 +374,7 @@ class KubernetesCluster:
         try:
             found, _ = self._list("reading the Workload", path, **query)
         except ConfigError:
-            return None  # reading the queue's mind is a right that not everybody has
+            return HIDDEN  # reading the queue's mind is a right that not everybody has
         return found[0] if found else None
 
     # -- logs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cli.clusters.kubernetes_objects import COMPONENT_LABEL, QUEUE_LABEL, Object, conditions, holds, one_line
 from cli.manifests import PRIORITY_LABEL
@@ -18,19 +19,25 @@ _IMAGE_REASONS = {
     "SignatureValidationFailed",
 }
 
+#: Stands for a Workload that may not be read.
+HIDDEN: dict[str, Any] = {}
+
 
 def why_suspended(job: Object, workload: Object | None) -> str:
-    """By a queue, or by hand."""
+    """By a queue, or by hand. ``workload``: Kueue's, None where it made none, HIDDEN where it may not be read."""
     labels = job["metadata"].get("labels") or {}
     queue = labels.get(QUEUE_LABEL)
     if queue is None:
         name, namespace = job["metadata"]["name"], job["metadata"].get("namespace", "")
         patch = f'kubectl patch job {name} -n {namespace} -p \'{{"spec":{{"suspend":false}}}}\''
-        queues = "" if labels.get(COMPONENT_LABEL) == "driver" else ", or set `queue` in [cluster]"
-        return (
-            f"suspended by hand (`{patch}` lets it go on), or by a Kueue that manages Jobs without a queue, too: "
-            f"exempt the namespace from it (docs/cluster.md){queues}"
-        )
+        # To exempt the namespace helps only where nothing is queued: Kueue then lets no Job with a queue go on there.
+        remedy = "set `queue` in [cluster], or exempt the namespace from it"
+        if labels.get(COMPONENT_LABEL) == "driver":
+            remedy = "give the driver a template with the queue's label (docs/cluster.md)"
+        by = f"by hand (`{patch}` lets it go on), or by a Kueue that manages Jobs without a queue, too"
+        return f"suspended {by}: {remedy}"
+    if workload is HIDDEN:
+        return f"waits in queue {queue}; what for only who may read Kueue's Workloads is told (Role bugurt-user-kueue)"
     if workload is None:
         # Kueue makes no Workload of a Job whose priority it does not know, and says so in its own log alone.
         wanted = labels.get(PRIORITY_LABEL)

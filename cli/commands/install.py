@@ -224,10 +224,11 @@ def write_s3_secret(access: Access, settings: Settings, *, random: bool) -> dict
     import base64
     import secrets as randomness
 
+    from cli.kustomize import PART_OF
     from jobs.specs import ConfigError
 
     name = settings.cluster.s3_secret or "bugurt-s3"
-    meta = {"name": name, "namespace": access.namespace, "labels": {"app.kubernetes.io/part-of": "bugurt"}}
+    meta = {"name": name, "namespace": access.namespace, "labels": dict(PART_OF)}
     thing: dict[str, Any] = {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "type": "Opaque"}
     key: str | None
     secret: str | None

@@ -21,20 +21,24 @@ def rerun(
     wait: Annotated[bool, typer.Option("--wait/--detach", help="Follow it to its end / return at once.")] = False,
 ) -> None:
     """Go on with a run that failed or was cancelled: artefacts that are there are found, the rest is done."""
-    from cli.assemble import offline, remirrored
+    from cli.assemble import offline, remirrored, unmirrored
     from cli.runs import load_record
     from cli.sending import check_model, finish, send
     from cli.submission import plan, submit
 
     settings, store, cluster = options.places()
     before = load_record(store, run)
-    # Only where it cannot go on without: with another input it is other work, and finds no checkpoint of before.
-    spec = remirrored(store, before.spec) if offline(settings) else before.spec
+    spec = before.spec
+    plans = plan(store, spec, force=before.force)
+    to_do = [item.spec for item in plans if force or before.force or item.found is None]
+    # Only where it cannot go on without: with another input it is other work, and finds nothing of before.
+    if offline(settings) and unmirrored(to_do) is not None:
+        spec = remirrored(store, spec, {asked.stage for asked in to_do})
+        plans = plan(store, spec, force=before.force)
     if force:
         submitted = send(settings, store, cluster, spec, label=run[:24], source=before.source, force=True)
         assert submitted is not None
     else:
-        plans = plan(store, spec, force=before.force)
         check_model(settings, plans, force=before.force)
         submitted = submit(store, cluster, before.model_copy(update={"spec": spec}), before, plans)
     finish(store, cluster, submitted, wait=wait)

@@ -166,7 +166,7 @@ def test_a_node_counts_only_where_it_takes_the_pod(plane: ControlPlane) -> None:
     )  # fmt: skip
     taint = {"key": "dedicated", "value": "ml", "effect": "NoSchedule"}
     add_node(plane, "large", labels={"gpu": "a100"}, taints=[taint])
-    chosen = {"node_selector": {"gpu": "a100"}}
+    chosen = {"node_selector": {"gpu": "a100"}, "gpu": 0}
     result, text, todo = look(plane, cluster_settings(train=chosen))["room"]
     assert result == "fail" and "train: its pods do not tolerate" in text and "dedicated=ml:NoSchedule" in text
     assert todo == "tolerations in [cluster], or node_selector in [cluster.train]"
@@ -183,6 +183,20 @@ def test_a_node_counts_only_where_it_takes_the_pod(plane: ControlPlane) -> None:
     plane.objects["nodes", "", "large"]["status"]["allocatable"]["memory"] = "8Gi"
     found = look(plane, cluster_settings(train=chosen))["room"]
     assert found[:2] == ("warn", "train asks for 24Gi of memory, no node that it may use has more than 8.0Gi")
+
+
+def test_gpus_count_only_where_the_pod_may_go(plane: ControlPlane) -> None:
+    taint = {"key": "dedicated", "value": "ml", "effect": "NoSchedule"}
+    plane.objects["nodes", "", "gpu-node"]["spec"] = {"taints": [taint]}
+    found = look(plane)
+    assert found["room"][:2] == ("fail", "train asks for 1 GPU, and no node that has so many takes its pods")
+    assert look(plane, cluster_settings(tolerations=[taint]))["room"][0] == "ok"
+    assert look(plane, cluster_settings(train={"gpu": 0}))["room"][0] == "ok"
+    # A large node without a GPU is no room for who needs one.
+    plane.objects["nodes", "", "gpu-node"] |= {"spec": {}}
+    plane.objects["nodes", "", "gpu-node"]["status"]["allocatable"]["cpu"] = "2"
+    result, text, _ = look(plane)["room"]
+    assert result == "warn" and "no node that it may use has more than 2" in text
 
 
 def test_a_pod_that_asks_for_a_whole_node_is_told(plane: ControlPlane) -> None:
@@ -264,10 +278,14 @@ def test_a_driver_that_kueue_takes_is_told(plane: ControlPlane, default: bool, m
     if default:
         assert result == "warn" and "LocalQueue `default`" in text and "another name" in todo
     else:
-        assert result == "fail" and "manageJobsWithoutQueueName" in text and "managedJobsNamespaceSelector" in todo
+        # In an exempt namespace Kueue would let no Job of the queue go on.
+        assert result == "fail" and "manageJobsWithoutQueueName" in text and "Selector" not in todo
     assert "kueue.x-k8s.io/queue-name" in todo
-    bare = look(plane).get("jobs train")
-    assert bare is None if default else bare is not None and "cluster.queue" in bare[2]
+    bare = look(plane)
+    assert ("jobs train" in bare) is not default
+    if not default:
+        assert "cluster.queue" in bare["jobs train"][2]
+        assert all("managedJobsNamespaceSelector" in bare[f"jobs {name}"][2] for name in ("driver", "train"))
 
 
 def test_rights_on_queues_are_looked_for_where_there_is_a_queue(plane: ControlPlane) -> None:
@@ -301,7 +319,8 @@ def test_certificates_of_pods_are_compared_with_the_file(plane: ControlPlane, tm
     assert "certificates" not in look(plane)
     settings = cluster_settings(registry="127.0.0.1:9/team")
     path = tmp_path / "ca.pem"
-    settings = settings.model_copy(update={"s3": settings.s3.model_copy(update={"ca_bundle": str(path)})})
+    s3 = {"ca_bundle": str(path), "endpoint": "https://s3.example.org", "endpoint_in_cluster": None}
+    settings = settings.model_copy(update={"s3": settings.s3.model_copy(update=s3)})
     assert look(plane, settings)["certificates"][:2] == (
         "fail", f"s3.ca_bundle: cannot read {path}: No such file or directory",
     )  # fmt: skip

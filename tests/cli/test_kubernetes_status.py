@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from cli.clusters.base import JobState
+from cli.clusters.base import JobRequest, JobState, job_name
 from cli.clusters.kubernetes_status import count_indexes, job_status, pod_failure, said
+from tests.cli.fake_cluster import ControlPlane, FakeCluster, cluster_settings
 
 Object = dict[str, Any]
 
@@ -530,15 +531,31 @@ def test_kueue_makes_no_workload_of_a_job_whose_priority_it_does_not_know() -> N
     )
 
 
+def test_who_may_not_read_workloads_is_told_that() -> None:
+    plane = ControlPlane(kueue=True)
+    plane.queue_open = False
+    plane.denied.add(("get", "workloads"))
+    cluster = FakeCluster(plane=plane, settings=cluster_settings(queue="gpu"))
+    name = job_name("mine", "train", None, 1)
+    cluster.create(JobRequest(name=name, run="mine", component="train", spec={"stage": "train"}))
+    plane.settle(3)
+    found = cluster.get(name)
+    assert found is not None and found.reason == (
+        "waits in queue gpu; what for only who may read Kueue's Workloads is told (Role bugurt-user-kueue)"
+    )
+
+
 def test_a_job_without_a_queue_was_suspended_by_hand_or_by_kueue() -> None:
     sentence = (
         'suspended by hand (`kubectl patch job run-a-train-01234567 -n bugurt -p \'{"spec":{"suspend":false}}\'` '
-        "lets it go on), or by a Kueue that manages Jobs without a queue, too: exempt the namespace from it "
-        "(docs/cluster.md)"
+        "lets it go on), or by a Kueue that manages Jobs without a queue, too: "
     )
-    assert job_status(job(suspend=True)).reason == f"{sentence}, or set `queue` in [cluster]"
+    remedy = "set `queue` in [cluster], or exempt the namespace from it"
+    assert job_status(job(suspend=True)).reason == sentence + remedy
     # Setting a queue does not change the driver's Job: it is never queued.
-    assert job_status(job(suspend=True, labels={"app.kubernetes.io/component": "driver"})).reason == sentence
+    remedy = "give the driver a template with the queue's label (docs/cluster.md)"
+    driver = job(suspend=True, labels={"app.kubernetes.io/component": "driver"})
+    assert job_status(driver).reason == sentence + remedy
 
 
 def test_a_retry_that_waits_names_both() -> None:

@@ -455,7 +455,8 @@ def authorities(path: Path, count: int = 1) -> Path:
 
 def trusting(path: Path, **cluster: Any) -> Settings:
     settings = cluster_settings(**cluster)
-    return settings.model_copy(update={"s3": settings.s3.model_copy(update={"ca_bundle": str(path)})})
+    s3 = {"ca_bundle": str(path), "endpoint": "https://s3.example.org", "endpoint_in_cluster": None}
+    return settings.model_copy(update={"s3": settings.s3.model_copy(update=s3)})
 
 
 def test_certificate_authorities_reach_every_pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -472,6 +473,11 @@ def test_certificate_authorities_reach_every_pod(tmp_path: Path, monkeypatch: py
         mount = {"name": "bugurt-ca", "mountPath": "/etc/bugurt/ca", "readOnly": True}
         assert mount in container_of(job)["volumeMounts"]
         assert "BUGURT_S3_CA_BUNDLE" not in env_of(render(name))
+    inside = settings.s3.model_copy(update={"endpoint_in_cluster": "http://minio.storage.svc:9000"})
+    plain = settings.model_copy(update={"s3": inside})
+    assert "BUGURT_S3_CA_BUNDLE" not in env_of(render("train", plain))
+    assert "bugurt-ca" not in json.dumps(render("train", plain))
+    assert "ConfigMap" not in {o["kind"] for o in objects(plain, "team-a")}
     for name, value in env_of(render("driver", settings)).items():
         monkeypatch.setenv(name, value)
     found = load()  # in the driver's pod, which makes the stages' Jobs

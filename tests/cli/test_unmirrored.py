@@ -117,3 +117,18 @@ def test_rerun_stays_with_the_hub_where_it_is_open(project: Project, server: Api
     before = load_record(store, "big").spec
     project.ok("rerun", "big", env=hub)
     assert load_record(store, "big").spec == before
+
+
+def test_rerun_finds_what_was_made_with_the_hub_open(store: ArtifactStore, project: Project, server: ApiServer) -> None:
+    """What is there needs no mirror, though there is one now."""
+    server.plane.fault("driver", "exit", code=75, times=99)
+    project.ok(*SUBMIT, env={**project.env, **HUB})
+    server.plane.settle()
+    before = load_record(store, "big").spec
+    for _ in ("scrape", "preprocess", "train"):
+        item = next(item for item in plan(store, before) if item.found is None)
+        assert item.ref is not None
+        store.writer(item.ref).commit(stage=item.spec.stage, spec=item.spec.identity())
+    mirror(store)
+    project.ok("rerun", "big")
+    assert load_record(store, "big").spec == before
