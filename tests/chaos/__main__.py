@@ -88,7 +88,7 @@ def summary(results: list[Result], base: Path, seconds: float) -> None:
         ("rounds from Telegram", sum(r.plan.telegram for r in results)),
         ("rounds with two pipelines at once", sum(r.plan.twins > 1 for r in results)),
         ("rounds with a clock that differs", sum(r.plan.skew != 0 for r in results)),
-        ("rounds on a small disk", sum(r.plan.small_disk for r in results)),
+        ("rounds on a small disk", sum(r.plan.small_disk > 0 for r in results)),
         ("seconds", round(seconds)),
         ("seconds a round", round(seconds / max(1, len(results)), 1)),
         ("requests", sum(r.requests for r in results)),
