@@ -15,6 +15,10 @@ def main() -> None:
         from cli.main import main as command_line
     except KeyboardInterrupt:
         sys.exit(130)
+    except RuntimeError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Python's, of one that came while a class was made
+            sys.exit(130)
+        raise
     command_line()
 
 

@@ -8,7 +8,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
@@ -22,20 +22,39 @@ from tests.projects import Project
 START = "from cli.start import main; main()"
 
 
+class _Field:
+    def __set_name__(self, owner: type, name: str) -> None:  # Python 3.11 makes a RuntimeError of what is raised here
+        raise KeyboardInterrupt
+
+
+def make_class() -> None:
+    type("Owner", (), {"field": _Field()})
+
+
+def press() -> None:
+    raise KeyboardInterrupt
+
+
 class _Interrupted(importlib.abc.MetaPathFinder):
     """Ctrl-C while the command line is imported."""
+
+    def __init__(self, happens: Callable[[], None]) -> None:
+        self.happens = happens
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname == "cli.main":
-            raise KeyboardInterrupt
+            self.happens()
         return None
 
 
-def test_ctrl_c_during_the_imports_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("happens", [press, make_class])
+def test_ctrl_c_during_the_imports_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]
+) -> None:
     monkeypatch.delitem(sys.modules, "cli.main", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [_Interrupted(), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [_Interrupted(happens), *sys.meta_path])
     with pytest.raises(SystemExit) as caught:
         start.main()
     assert caught.value.code == 130
@@ -44,14 +63,8 @@ def test_ctrl_c_during_the_imports_is_no_traceback(monkeypatch: pytest.MonkeyPat
 def test_ctrl_c_while_a_class_is_made_is_no_internal_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Field:
-        def __set_name__(
-            self, owner: type, name: str
-        ) -> None:  # Python 3.11 makes a RuntimeError of what is raised here
-            raise KeyboardInterrupt
-
     command_line = importlib.import_module("cli.main")
-    monkeypatch.setattr(command_line, "app", lambda: type("Owner", (), {"field": Field()}))
+    monkeypatch.setattr(command_line, "app", make_class)
     with pytest.raises(SystemExit) as caught:
         command_line.main()
     assert caught.value.code == 130
