@@ -99,7 +99,8 @@ def starts(bucket: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     plane = ControlPlane(run, secrets={"bugurt-s3": keys, "bugurt-telegram": {}})
     plane.hold("driver")  # its container is run below
     s3 = S3Section(bucket=bucket["BUGURT_S3_BUCKET"], endpoint=bucket["BUGURT_S3_ENDPOINT"])
-    cluster = FakeCluster(plane=plane, settings=cluster_settings().model_copy(update={"s3": s3}))
+    settings = cluster_settings(train={"gpu": 0})  # the containers here get none
+    cluster = FakeCluster(plane=plane, settings=settings.model_copy(update={"s3": s3}))
     name = job_name("boxes", "driver", None, 1)
     cluster.create(JobRequest(name=name, run="boxes", component="driver", spec={"run": "boxes"}))
     while not plane.pods_of(name):
