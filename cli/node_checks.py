@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cli import manifests
 from cli.checks import Finding, fail, ok, warn
 from cli.clusters.base import Component, JobRequest
-from cli.clusters.kubernetes_api import Access, ApiError, Unreachable, translate
+from cli.clusters.kubernetes_api import Access, find
 from cli.image_checks import check_image
 from cli.kustomize import allocatable, quantity
 from jobs.specs import STAGES, ConfigError
@@ -80,14 +80,7 @@ class NodeChecks:
 
     def _get(self, doing: str, path: str, **options: Any) -> Object | None:
         """An object, None when it is not there; ConfigError and TemporaryError for all else."""
-        try:
-            return self.api.request("GET", path, **options)
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            raise translate(error, doing, self.api.host) from error
-        except Unreachable as error:
-            raise translate(error, doing, self.api.host) from error
+        return find(self.api, doing, "GET", path, **options)
 
     def _job(self, component: Component) -> Object:
         """The Job that a run would send."""

@@ -34,16 +34,12 @@ def secret_object(name: str, namespace: str, values: Mapping[str, str]) -> dict[
 
 def read_secret(access: Access, name: str) -> dict[str, str] | None:
     """The Secret's variables; None when there is none. Raises ConfigError when it is not a whole session."""
-    from cli.clusters.kubernetes_api import ApiError, Unreachable, fail
+    from cli.clusters.kubernetes_api import find
 
-    try:
-        data = access.api.request("GET", _path(access, name)).get("data") or {}
-    except ApiError as error:
-        if error.status == 404:
-            return None
-        fail(error, f"reading Secret {name}", access.api.host)
-    except Unreachable as error:
-        fail(error, f"reading Secret {name}", access.api.host)
+    secret = find(access.api, f"reading Secret {name}", "GET", _path(access, name))
+    if secret is None:
+        return None
+    data = secret.get("data") or {}
     try:
         found = {n: base64.b64decode(data[n], validate=True).decode() for n in VARIABLES if data.get(n)}
     except (binascii.Error, UnicodeDecodeError, TypeError) as error:
@@ -55,30 +51,21 @@ def read_secret(access: Access, name: str) -> dict[str, str] | None:
 
 def write_secret(access: Access, name: str, values: Mapping[str, str]) -> None:
     """Create or replace the Secret. Raises ConfigError or TemporaryError."""
-    from cli.clusters.kubernetes_api import APPLY_PATCH, ApiError, Unreachable, fail
+    from cli.clusters.kubernetes_api import APPLY_PATCH, call
 
-    try:
-        access.api.request(
-            "PATCH",
-            _path(access, name),
-            query={"fieldManager": FIELD_MANAGER, "force": "true"},
-            body=secret_object(name, access.namespace, values),
-            content_type=APPLY_PATCH,
-        )
-    except (ApiError, Unreachable) as error:
-        fail(error, f"writing Secret {name}", access.api.host)
+    call(
+        access.api,
+        f"writing Secret {name}",
+        "PATCH",
+        _path(access, name),
+        query={"fieldManager": FIELD_MANAGER, "force": "true"},
+        body=secret_object(name, access.namespace, values),
+        content_type=APPLY_PATCH,
+    )
 
 
 def remove_secret(access: Access, name: str) -> bool:
     """Delete the Secret; False when there was none."""
-    from cli.clusters.kubernetes_api import ApiError, Unreachable, fail
+    from cli.clusters.kubernetes_api import find
 
-    try:
-        access.api.request("DELETE", _path(access, name))
-    except ApiError as error:
-        if error.status == 404:
-            return False
-        fail(error, f"deleting Secret {name}", access.api.host)
-    except Unreachable as error:
-        fail(error, f"deleting Secret {name}", access.api.host)
-    return True
+    return find(access.api, f"deleting Secret {name}", "DELETE", _path(access, name)) is not None

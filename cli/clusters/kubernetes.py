@@ -24,8 +24,10 @@ from cli.clusters.kubernetes_api import (
     ApiError,
     Stream,
     Unreachable,
+    call,
     connect,
     fail,
+    find,
 )
 from cli.clusters.kubernetes_logs import follow_logs, read_logs
 from cli.clusters.kubernetes_objects import PREFIX, QUEUE_LABEL
@@ -86,21 +88,11 @@ class KubernetesCluster:
         return f"/api/v1/namespaces/{self.namespace}"
 
     def _call(self, doing: str, method: str, path: str, **options: Any) -> Object:
-        try:
-            return self.api.request(method, path, **options)
-        except (ApiError, Unreachable) as error:
-            fail(error, doing, self.api.host)
+        return call(self.api, doing, method, path, **options)
 
     def _find(self, doing: str, method: str, path: str, **options: Any) -> Object | None:
         """As ``_call``; None when the object is not there."""
-        try:
-            return self.api.request(method, path, **options)
-        except ApiError as error:
-            if error.status == 404:
-                return None
-            fail(error, doing, self.api.host)
-        except Unreachable as error:
-            fail(error, doing, self.api.host)
+        return find(self.api, doing, method, path, **options)
 
     def _list(self, doing: str, path: str, **query: str) -> tuple[Objects, str]:
         """All objects of a listing, page by page, and its resourceVersion."""

@@ -352,3 +352,23 @@ def translate(error: ApiError | Unreachable, doing: str, host: str) -> BugurtErr
 def fail(error: ApiError | Unreachable, doing: str, host: str) -> NoReturn:
     """Raise ``error`` as one of ours."""
     raise translate(error, doing, host) from error
+
+
+def call(api: Api, doing: str, method: str, path: str, **options: Any) -> dict[str, Any]:
+    """One call whose refusals are errors of ours: ``doing`` begins their sentence."""
+    try:
+        return api.request(method, path, **options)
+    except (ApiError, Unreachable) as error:
+        fail(error, doing, api.host)
+
+
+def find(api: Api, doing: str, method: str, path: str, **options: Any) -> dict[str, Any] | None:
+    """As ``call``; None when the object is not there."""
+    try:
+        return api.request(method, path, **options)
+    except ApiError as error:
+        if error.status == 404:
+            return None
+        fail(error, doing, api.host)
+    except Unreachable as error:
+        fail(error, doing, api.host)

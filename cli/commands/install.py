@@ -91,17 +91,10 @@ def apply_all(access: Access, things: list[dict[str, Any]], *, force: bool) -> l
 
 
 def _kueue_version(api: Api) -> str:
-    from cli.clusters.kubernetes_api import ApiError, Unreachable, fail
+    from cli.clusters.kubernetes_api import find
     from cli.kustomize import KUEUE, kueue_version
 
-    try:
-        return kueue_version(api.request("GET", f"/apis/{KUEUE}"))
-    except ApiError as error:
-        if error.status == 404:
-            return ""
-        fail(error, "looking for Kueue", api.host)
-    except Unreachable as error:
-        fail(error, "looking for Kueue", api.host)
+    return kueue_version(find(api, "looking for Kueue", "GET", f"/apis/{KUEUE}"))
 
 
 def apply(api: Api, thing: dict[str, Any], *, force: bool) -> dict[str, str]:
