@@ -38,13 +38,15 @@ class S3Section(_Section):
     profile: str | None = Field(None, description="a profile of ~/.aws/config")
     path_style: bool | None = Field(None, description="unset: true where there is an endpoint, as MinIO wants it")
     ca_bundle: str | None = Field(
-        None, description="file with the certificate authorities to trust; `bugurt install` hands it to the pods"
+        None,
+        description="file with the certificate authorities to trust; `bugurt install` hands it to pods that use https",
     )
 
     @property
     def ca_for_pods(self) -> str | None:
         """``ca_bundle``, unless pods reach the bucket by plain HTTP and have no use for it."""
-        return None if (self.endpoint_in_cluster or self.endpoint or "").startswith("http://") else self.ca_bundle
+        address = self.endpoint_in_cluster or self.endpoint or ""
+        return None if address.lower().startswith("http://") else self.ca_bundle
 
     # Only from the environment (BUGURT_S3_…): a settings file is no place for them.
     access_key_id: str | None = Field(None, repr=False, exclude=True)

@@ -37,7 +37,8 @@ def why_suspended(job: Object, workload: Object | None) -> str:
         by = f"by hand (`{patch}` lets it go on), or by a Kueue that manages Jobs without a queue, too"
         return f"suspended {by}: {remedy}"
     if workload is HIDDEN:
-        return f"waits in queue {queue}; what for only who may read Kueue's Workloads is told (Role bugurt-user-kueue)"
+        roles = "Role bugurt-user-kueue; the driver's is bugurt-driver-kueue"
+        return f"waits in queue {queue}; why is told only to who may read Kueue's Workloads ({roles})"
     if workload is None:
         # Kueue makes no Workload of a Job whose priority it does not know, and says so in its own log alone.
         wanted = labels.get(PRIORITY_LABEL)

@@ -29,16 +29,17 @@ def rerun(
     settings, store, cluster = options.places()
     before = load_record(store, run)
     spec = before.spec
-    plans = plan(store, spec, force=before.force)
-    to_do = [item.spec for item in plans if force or before.force or item.found is None]
+    anew = force or before.force
+    plans = plan(store, spec, force=anew)
+    to_do = [item.spec for item in plans if anew or item.found is None]
     # Only where it cannot go on without: with another input it is other work, and finds nothing of before.
     if offline(settings) and unmirrored(to_do) is not None:
         spec = remirrored(store, spec, {asked.stage for asked in to_do})
-        plans = plan(store, spec, force=before.force)
+        plans = plan(store, spec, force=anew)
     if force:
         submitted = send(settings, store, cluster, spec, label=run[:24], source=before.source, force=True)
         assert submitted is not None
     else:
-        check_model(settings, plans, force=before.force)
+        check_model(settings, plans, force=anew)
         submitted = submit(store, cluster, before.model_copy(update={"spec": spec}), before, plans)
     finish(store, cluster, submitted, wait=wait)

@@ -541,7 +541,8 @@ def test_who_may_not_read_workloads_is_told_that() -> None:
     plane.settle(3)
     found = cluster.get(name)
     assert found is not None and found.reason == (
-        "waits in queue gpu; what for only who may read Kueue's Workloads is told (Role bugurt-user-kueue)"
+        "waits in queue gpu; why is told only to who may read Kueue's Workloads (Role bugurt-user-kueue; the driver's "
+        "is bugurt-driver-kueue)"
     )
 
 

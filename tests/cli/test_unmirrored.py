@@ -119,16 +119,31 @@ def test_rerun_stays_with_the_hub_where_it_is_open(project: Project, server: Api
     assert load_record(store, "big").spec == before
 
 
-def test_rerun_finds_what_was_made_with_the_hub_open(store: ArtifactStore, project: Project, server: ApiServer) -> None:
-    """What is there needs no mirror, though there is one now."""
+@pytest.mark.parametrize("made", [2, 3])
+def test_rerun_finds_what_was_made_with_the_hub_open(
+    store: ArtifactStore, project: Project, server: ApiServer, made: int
+) -> None:
+    """What is there needs no mirror, though there is one now; only what is to be made takes it."""
     server.plane.fault("driver", "exit", code=75, times=99)
     project.ok(*SUBMIT, env={**project.env, **HUB})
     server.plane.settle()
     before = load_record(store, "big").spec
-    for _ in ("scrape", "preprocess", "train"):
+    for _ in range(made):
         item = next(item for item in plan(store, before) if item.found is None)
         assert item.ref is not None
         store.writer(item.ref).commit(stage=item.spec.stage, spec=item.spec.identity())
-    mirror(store)
+    ref = mirror(store)
     project.ok("rerun", "big")
-    assert load_record(store, "big").spec == before
+    after = load_record(store, "big").spec
+    assert after.preprocess == before.preprocess
+    assert after.train is not None and after.train.base_model == (ref if made == 2 else None)
+
+
+def test_rerun_by_force_makes_what_is_damaged_again(store: ArtifactStore, project: Project, server: ApiServer) -> None:
+    project.ok("submit", "scrape", "--source", "posts.txt", "--name", "small")
+    scrape = load_record(store, "small").spec.scrape
+    assert scrape is not None
+    store.bucket.put_bytes(f"{scrape.ref()}/manifest.json", b"{")
+    server.plane.settle()
+    assert "--force makes it again" in project.fails(65, "rerun", "small")
+    project.ok("rerun", "small", "--force")
